@@ -1,0 +1,26 @@
+"""Identifiers: how each is made and what it looks like."""
+
+import base64
+import hashlib
+import secrets
+
+
+def random_id() -> str:
+    """A fresh 16-character id (a-z, 2-7), as the portal makes for RAPs (reference section 4.6)."""
+    return base64.b32encode(secrets.token_bytes(10)).decode().lower()
+
+
+def job_id(rap_id: str, action: str) -> str:
+    """The job's id: the same for the same RAP and action, always (reference section 4.6)."""
+    digest = hashlib.sha1(f"{rap_id}\n{action}".encode(), usedforsecurity=False).digest()
+    return base64.b32encode(digest[:10]).decode().lower()
+
+
+def task_id(job: str, attempt: int) -> str:
+    """The id of a job's RUNJOB task: `<job id>-NNN`, counted from 001 (reference section 2.3)."""
+    return f"{job}-{attempt:03}"
+
+
+def cancel_task_id(run_task: str) -> str:
+    """The id of the CANCELJOB task for a RUNJOB task."""
+    return f"{run_task}-cancel"

@@ -1,0 +1,208 @@
+"""The wire of our agent protocol, `/agent/v1/{backend}/...`: what both processes import.
+
+Described for other implementers in schemas/agents/openapi.yaml. In short:
+
+* `PUT agents/{agent}`   declares the agent: version, executor, slots, egress. Repeated at every start.
+* `POST claim`           heartbeat, lease renewal and long-poll in one. `holding` lists what the agent works on; the
+                         answer has tasks that it should work on and is not yet (new ones, and after a crash its old
+                         ones), and `revoked`: what it holds and must stop (task ids).
+* `POST reports`         a batch of statements, in order; each is answered by a verdict and may be repeated for ever.
+* `POST logs`            a chunk of a job's log at an offset, if the agent's egress policy lets logs out.
+* `POST release`         hands back tasks that the agent will not finish (drain); they go to the queue at once.
+
+The attempt number is the fencing token: a report for an older attempt than the job's is `stale` and changes
+nothing.
+"""
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+PROTOCOL_VERSION = 1
+
+
+class Stage(enum.StrEnum):
+    """The executor's step that a report names; values are the upstream's (reference sections 2.5, 5.1)."""
+
+    UNKNOWN = "unknown"
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    EXECUTING = "executing"
+    EXECUTED = "executed"
+    FINALIZING = "finalizing"
+    FINALIZED = "finalized"
+    ERROR = "error"
+
+
+class Verdict(enum.StrEnum):
+    """What became of a report. All of them mean "do not send it again"."""
+
+    APPLIED = "applied"
+    REPEATED = "repeated"
+    """The task was already complete, or at this stage."""
+    STALE = "stale"
+    """The task is no longer this agent's to speak of: stop working on it."""
+    UNKNOWN = "unknown"
+    """No such task on this backend."""
+    INVALID = "invalid"
+    """The statement makes no sense; `detail` says why. The task's job is failed if the report was final."""
+
+
+@frozen(kw_only=True)
+class Egress:
+    """What this agent lets out of its backend, beyond states (brief section 9)."""
+
+    metrics: bool = True
+    logs: bool = False
+    outputs: bool = False
+    """Names, levels, sizes and hashes of outputs. Contents are never sent by this protocol's version 1."""
+
+
+@frozen(kw_only=True)
+class Declaration:
+    """Body of `PUT agents/{agent}`."""
+
+    version: str
+    executor: str
+    slots: int
+    """How many tasks the agent works on at once."""
+    egress: Egress = field(factory=Egress)
+    protocol: int = PROTOCOL_VERSION
+
+
+@frozen(kw_only=True)
+class Welcome:
+    """Answer to a declaration."""
+
+    lease_seconds: float
+    """How long a claimed task stays this agent's without a claim that holds it."""
+    poll_seconds: float
+    """The longest `wait` that the controller grants."""
+    server_time: str
+    """ISO 8601; for the agent's log when clocks disagree, never for order."""
+
+
+@frozen(kw_only=True)
+class Held:
+    """A task that the agent is working on."""
+
+    task_id: str
+    attempt: int
+
+
+@frozen(kw_only=True)
+class ClaimRequest:
+    """Body of `POST claim`."""
+
+    agent: str
+    slots: int
+    """How many more RUNJOB tasks the agent can take now, 0 or more. Other types are always offered."""
+    wait: float = 0
+    """Seconds to wait for something to do."""
+    holding: tuple[Held, ...] = ()
+
+
+@frozen(kw_only=True)
+class TaskOffer:
+    """A task in an answer to a claim."""
+
+    id: str
+    type: str
+    attempt: int
+    job_id: str | None
+    definition: Mapping[str, Any]
+    """Exactly the Task API's definition (reference section 2.4), so that both protocols speak of one thing."""
+    attributes: Mapping[str, str]
+    traceparent: str | None
+    """W3C parent for the agent's spans and the job's `TRACEPARENT`."""
+    created_at: float
+    """Unix seconds."""
+
+
+@frozen(kw_only=True)
+class ClaimResponse:
+    """Answer to a claim; both lists may be empty when the wait ran out."""
+
+    tasks: tuple[TaskOffer, ...]
+    revoked: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class Report:
+    """One statement about one task."""
+
+    task_id: str
+    attempt: int
+    stage: str
+    complete: bool = False
+    results: Mapping[str, Any] = field(factory=dict)
+    """As the Task API's (reference section 2.5); plus `outputs`, a list of `{path, level, size, sha256, excluded,
+    message}`, if the egress policy lets outputs be named."""
+    timestamp_ns: int | None = None
+    """The agent's own time of the change."""
+    metrics: Mapping[str, float] = field(factory=dict)
+    """Sampled so far, if the egress policy lets metrics out."""
+
+
+@frozen(kw_only=True)
+class ReportsRequest:
+    """Body of `POST reports`."""
+
+    agent: str
+    reports: tuple[Report, ...]
+
+
+@frozen(kw_only=True)
+class ReportAnswer:
+    """What became of the report at the same place in the request."""
+
+    task_id: str
+    verdict: Verdict
+    detail: str = ""
+
+
+@frozen(kw_only=True)
+class ReportsResponse:
+    """Answer to `POST reports`: as many entries as reports, in their order."""
+
+    answers: tuple[ReportAnswer, ...]
+
+
+@frozen(kw_only=True)
+class LogChunk:
+    """Body of `POST logs`: `text` stands at `offset` characters of the log of this attempt.
+
+    Chunks may be repeated; one that does not touch what is stored is answered with the offset expected next.
+    """
+
+    agent: str
+    task_id: str
+    attempt: int
+    offset: int
+    text: str
+
+
+@frozen(kw_only=True)
+class LogAnswer:
+    """Where the next chunk must start; `accepting` is False once the log's bound is reached."""
+
+    next_offset: int
+    accepting: bool = True
+
+
+@frozen(kw_only=True)
+class ReleaseRequest:
+    """Body of `POST release`: these tasks were stopped and left no trace that matters; give them to somebody."""
+
+    agent: str
+    tasks: tuple[Held, ...]
+    reason: str = ""
+
+
+@frozen(kw_only=True)
+class ReleaseResponse:
+    """How many of the tasks were this agent's and went back to the queue."""
+
+    released: int

@@ -1,0 +1,156 @@
+"""What the engine answers: frozen values for the dialects' `mapping.py` to put into their own words."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from attrs import field, frozen
+
+from controller.core.codes import JobState, StatusCode
+from controller.core.model import Job, JobId, RapId
+
+
+@frozen(kw_only=True)
+class Created:
+    """A RAP was accepted and its jobs stored."""
+
+    rap_id: RapId
+    count: int
+
+
+@frozen(kw_only=True)
+class NoChange:
+    """The same RAP was accepted before; `count` is the number of its jobs."""
+
+    rap_id: RapId
+    count: int
+
+
+@frozen(kw_only=True)
+class NothingToDo:
+    """No job is needed; nothing was stored. `details` is the sentence for the user (reference section 1.3)."""
+
+    rap_id: RapId
+    details: str
+
+
+@frozen(kw_only=True)
+class StatusReport:
+    """Jobs of the RAPs asked for, by RAP id, then in the order of their graph; and the ids nobody may know."""
+
+    jobs: tuple[Job, ...]
+    unrecognised: tuple[RapId, ...]
+
+
+@frozen(kw_only=True)
+class BackendView:
+    """A backend as its users see it (reference section 1.2)."""
+
+    slug: str
+    last_seen: datetime | None
+    paused: bool
+    paused_since: datetime | None
+    db_maintenance: bool
+    db_maintenance_since: datetime | None
+    db_maintenance_type: str | None
+    """`manual` or `scheduled` while maintenance is on."""
+
+
+@frozen(kw_only=True)
+class RapSummary:
+    """One line of a list of RAPs."""
+
+    id: RapId
+    backend: str
+    workspace: str
+    created_by: str
+    project: str
+    repo_url: str
+    branch: str
+    commit: str
+    created_at: datetime
+    requested_actions: tuple[str, ...]
+    traceparent: str
+    counts: Mapping[JobState, int]
+    """How many of the RAP's jobs are in each state; states with none are left out."""
+
+
+@frozen(kw_only=True)
+class OutputView:
+    """One output file, as far as the backend's egress policy lets it be named."""
+
+    path: str
+    level: str
+    size: int
+    """Bytes."""
+    sha256: str
+    excluded: bool
+    message: str
+    """Why an excluded file was not released to the medium-privacy area; else empty."""
+
+
+@frozen(kw_only=True)
+class HistoryEntry:
+    """One transition of a job."""
+
+    at: datetime
+    attempt: int
+    state: JobState
+    code: StatusCode
+    message: str
+
+
+@frozen(kw_only=True)
+class JobDetail:
+    """A job with everything that is known about it."""
+
+    job: Job
+    outputs: tuple[OutputView, ...]
+    history: tuple[HistoryEntry, ...]
+    agent: str | None = None
+    """The agent that holds, or last held, the job's task."""
+    exit_code: str | None = None
+
+
+@frozen(kw_only=True)
+class RapDetail:
+    """A RAP and its jobs, in the order of their graph."""
+
+    rap: RapSummary
+    jobs: tuple[JobDetail, ...]
+
+
+@frozen(kw_only=True)
+class LogPage:
+    """A part of a job's log, as far as the backend's egress policy lets it out."""
+
+    job_id: JobId
+    attempt: int
+    text: str
+    next_offset: int
+    """Characters; where the next page starts."""
+    complete: bool
+    """True once the job is finished and `text` reaches the end."""
+    truncated: bool = False
+    """Whether the controller's bound cut the log."""
+
+
+@frozen(kw_only=True)
+class Page:
+    """One page of RAPs, newest first; `next_cursor` is None on the last."""
+
+    raps: tuple[RapSummary, ...]
+    next_cursor: str | None = None
+
+
+@frozen(kw_only=True)
+class AgentView:
+    """An agent as operators see it."""
+
+    id: str
+    backend: str
+    version: str
+    executor: str
+    slots: int
+    last_seen: datetime | None
+    egress: Mapping[str, Any] = field(factory=dict)
