@@ -87,9 +87,7 @@ STATE_OF: Final[dict[StatusCode, JobState]] = {
 MESSAGE: Final[dict[StatusCode, str]] = {
     StatusCode.CREATED: "Created",
     StatusCode.INITIATED: "Job executing on the backend",
-    StatusCode.WAITING_PAUSED: (
-        "Backend is currently paused for maintenance, job will start once this is completed"
-    ),
+    StatusCode.WAITING_PAUSED: ("Backend is currently paused for maintenance, job will start once this is completed"),
     StatusCode.WAITING_DB_MAINTENANCE: "Waiting for database to finish maintenance",
     StatusCode.WAITING_ON_DEPENDENCIES: "Waiting on dependencies",
     StatusCode.WAITING_ON_WORKERS: "Waiting on available workers",
@@ -100,9 +98,7 @@ MESSAGE: Final[dict[StatusCode, str]] = {
     StatusCode.DEPENDENCY_FAILED: "Not starting as dependency failed",
     StatusCode.NONZERO_EXIT: "Job exited with an error",
     StatusCode.CANCELLED_BY_USER: "Cancelled by user",
-    StatusCode.UNMATCHED_PATTERNS: (
-        "Outputs matching expected patterns were not found. See job log for details."
-    ),
+    StatusCode.UNMATCHED_PATTERNS: ("Outputs matching expected patterns were not found. See job log for details."),
     StatusCode.INTERNAL_ERROR: (
         "Internal error: this usually means a platform issue rather than a problem for users to fix.\n"
         "The team is automatically notified of these errors and will be investigating."

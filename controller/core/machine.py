@@ -90,9 +90,10 @@ class Transition:
     event: Event
 
     @property
-    def code_changed(self) -> bool:
+    def recorded(self) -> bool:
         """Whether there is something to write into the job's history."""
-        return self.before.code is not self.after.code or self.before.attempt != self.after.attempt
+        before, after = self.before, self.after
+        return (before.code, before.attempt, before.cancelled) != (after.code, after.attempt, after.cancelled)
 
     @property
     def ended(self) -> bool:
@@ -100,7 +101,7 @@ class Transition:
         return self.after.state.is_terminal and not self.before.state.is_terminal
 
 
-class IllegalTransition(Exception):  # noqa: N818  the name is the glossary's
+class IllegalTransition(Exception):
     """An event that the job's state does not allow: a bug of the caller, carrying what is needed to see why."""
 
     def __init__(self, progress: Progress, event: Event) -> None:

@@ -97,6 +97,8 @@ class JobSpec:
     commit: str
     branch: str
     reusable_action: ReusableAction | None = None
+    image_sha: str | None = None
+    """Digest of the image at creation, if digests are looked up (reference section 2.4)."""
     database_name: str | None = None
     analysis_scope: Mapping[str, Sequence[str]] = field(factory=dict)
     weight: float = 1.0

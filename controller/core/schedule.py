@@ -96,7 +96,7 @@ Decision = Start | Wait | FailDependency | SendBack
 
 
 def decide(snapshot: Snapshot) -> list[Decision]:
-    """What to do now. Applying the decisions and deciding again gives nothing (a fixed point)."""
+    """What to do now. Deciding again after that gives nothing, except for what was sent back: it is pending now."""
     decisions: list[Decision] = []
     startable: list[ActiveJob] = []
     running: list[ActiveJob] = []
@@ -125,11 +125,7 @@ def _obstacle(job: ActiveJob, modes: Modes) -> StatusCode | None:
     """Why a pending job may not start, apart from capacity; the order is the table's of section 3.3."""
     if modes.paused:
         # A job that was sent back for a reboot keeps saying so (edge behaviour 20).
-        return (
-            StatusCode.WAITING_ON_REBOOT
-            if job.code is StatusCode.WAITING_ON_REBOOT
-            else StatusCode.WAITING_PAUSED
-        )
+        return StatusCode.WAITING_ON_REBOOT if job.code is StatusCode.WAITING_ON_REBOOT else StatusCode.WAITING_PAUSED
     if modes.db_maintenance and job.requires_db:
         return StatusCode.WAITING_DB_MAINTENANCE
     if job.need_failed:

@@ -1,1 +1,1 @@
-"""The one facade that every dialect calls. Import `Engine` from here; everything else is inside."""
+"""The engine: use cases over core, store and sources. Dialects import `Engine` from `controller.engine.facade`."""

@@ -1,0 +1,182 @@
+"""The composition root: settings in, a web application out. Everything is made here and handed on.
+
+Order of start: database, schema check, backends' rows, listener, schedulers; then the socket opens. Order of stop is
+the reverse, and long-polls are answered first.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp import web
+from attrs import frozen
+
+from common.clock import Clock
+from controller.core.definition import Terms
+from controller.core.model import Principal, Verb
+from controller.core.schedule import Limits
+from controller.dialects.agents import routes as agents
+from controller.dialects.native import routes as native
+from controller.dialects.rap import routes as rap
+from controller.dialects.tasks import routes as tasks
+from controller.engine.context import BackendTerms, Context, Sources
+from controller.engine.facade import Engine
+from controller.loops import Scheduler, Services
+from controller.settings import BackendSettings, Settings
+from controller.sources.git import Git
+from controller.sources.images import ImageDigests
+from controller.sources.project_file import ProjectFiles
+from controller.sources.reusable import ReusableActions
+from controller.store import backends
+from controller.store.db import Database
+from controller.store.listen import Listener, Wakeups
+from controller.web import health, middleware
+from controller.web.auth import Tokens
+from controller.web.keys import CLOCK, ENGINE, TOKENS
+
+
+@frozen(kw_only=True)
+class Controller:
+    """A controller that is ready to serve: the engine works and the loops run."""
+
+    app: web.Application
+    engine: Engine
+
+
+@asynccontextmanager
+async def controller(
+    settings: Settings, clock: Clock, *, remote_for: Callable[[str], str] | None = None
+) -> AsyncIterator[Controller]:
+    """A running controller without its socket.
+
+    :param remote_for: where a repository URL is really read from; for tests.
+    :raises Unavailable: the database does not answer.
+    :raises SchemaError: it has not the schema that this program knows.
+    """
+    wakeups = Wakeups()
+    db = Database(settings.database_url, pool_size=settings.pool_size)
+    await db.open()
+    try:
+        async with aiohttp.ClientSession() as session:
+            engine = Engine(_context(settings, clock, db, wakeups, session, remote_for))
+            await engine.check()
+            async with db.connection() as tx:
+                await backends.ensure.run(tx, slugs=[b.slug for b in settings.backends], now=clock.now())
+            services = _services(settings, clock, engine, wakeups)
+            services.start()
+            try:
+                yield Controller(app=make_app(settings, clock, engine), engine=engine)
+            finally:
+                engine.close()
+                await services.stop()
+    finally:
+        await db.close()
+
+
+def make_app(settings: Settings, clock: Clock, engine: Engine) -> web.Application:
+    """Every dialect over one engine."""
+    app = web.Application(client_max_size=settings.max_body)
+    app[ENGINE] = engine
+    app[TOKENS] = _tokens(settings)
+    app[CLOCK] = clock
+    middleware.install(app)
+    health.add_to(app, {"database": engine.check})
+    app.add_subapp("/controller/v1", rap.make_app())
+    app.add_subapp("/agent/v1", agents.make_app())
+    app.add_subapp("/api", native.make_app())
+    tasks.add_to(app)
+
+    async def release_waiters(_: web.Application) -> None:
+        engine.close()
+
+    app.on_shutdown.append(release_waiters)
+    return app
+
+
+def _context(
+    settings: Settings,
+    clock: Clock,
+    db: Database,
+    wakeups: Wakeups,
+    session: aiohttp.ClientSession,
+    remote_for: Callable[[str], str] | None,
+) -> Context:
+    git = Git(
+        settings.workdir / "repos",
+        allowed_orgs=settings.allowed_orgs,
+        allow_local=settings.allow_local_git_repos,
+        proxy_domain=settings.github_proxy_domain or None,
+        token=settings.private_repo_access_token or None,
+        timeout=settings.git_timeout,
+        remote_for=remote_for,
+    )
+    return Context(
+        db=db,
+        clock=clock,
+        wakeups=wakeups,
+        sources=Sources(
+            git=git,
+            projects=ProjectFiles(git),
+            reusable=ReusableActions(git),
+            digests=(ImageDigests(settings.docker_registry, session) if settings.image_digests == "registry" else None),
+        ),
+        backends={backend.slug: _terms(settings, backend) for backend in settings.backends},
+        event_level_projects=frozenset(settings.event_level_projects),
+        lease_seconds=settings.lease_seconds,
+        poll_seconds=settings.poll_seconds,
+        log_bytes=settings.log_bytes,
+        closing=asyncio.Event(),
+    )
+
+
+def _terms(settings: Settings, backend: BackendSettings) -> BackendTerms:
+    return BackendTerms(
+        limits=Limits(workers=backend.max_workers, db_workers=backend.max_db_workers),
+        terms=Terms(
+            docker_registry=settings.docker_registry,
+            cpu_count=backend.job_cpu_count,
+            memory_limit=backend.job_memory_limit,
+            level4_max_csv_rows=settings.level4_max_csv_rows,
+            level4_max_filesize=settings.level4_max_filesize,
+            level4_file_types=settings.level4_file_types,
+            stata_license=settings.stata_license,
+            ehrql_max_join_count=settings.ehrql_max_join_count,
+        ),
+    )
+
+
+def _tokens(settings: Settings) -> Tokens:
+    """The environment's tokens: a client token may open several backends, in their configured order."""
+    opened: dict[str, list[str]] = {}
+    for backend in settings.backends:
+        for token in backend.client_tokens:
+            opened.setdefault(token, []).append(backend.slug)
+    return Tokens(
+        clients={
+            token: Principal(
+                name=f"client of {', '.join(slugs)}",
+                backends=tuple(slugs),
+                verbs=frozenset({Verb.READ, Verb.RUN}),
+            )
+            for token, slugs in opened.items()
+        },
+        agents={backend.slug: [backend.agent_token] if backend.agent_token else [] for backend in settings.backends},
+    )
+
+
+def _services(settings: Settings, clock: Clock, engine: Engine, wakeups: Wakeups) -> Services:
+    listener = Listener(
+        settings.database_url,
+        (backends.TASKS_CHANNEL, backends.SCHEDULE_CHANNEL),
+        clock,
+        heard=wakeups.wake,
+        reconnected=wakeups.wake_all,
+    )
+    return Services(
+        listener,
+        [
+            Scheduler(engine, wakeups, backend.slug, clock=clock, safety_seconds=settings.safety_seconds)
+            for backend in settings.backends
+        ],
+    )

@@ -1,0 +1,109 @@
+"""What an agent's report means for its job: results -> event. Rules: reference/opensafely.md sections 2.5, 3.2, 3.3.
+
+The exit code is tested before unmatched patterns; a code that is not a number counts as non-zero (edge 16). An
+agent's error is worth another attempt unless the agent calls it fatal or the attempts are used up.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from controller.core.codes import MESSAGE, STAGES, StatusCode
+from controller.core.machine import Event, Failed, Progressed, Reset, Succeeded
+from controller.core.model import Job
+
+MAX_ATTEMPTS: Final = 3
+"""Attempts that errors of the platform may use up before the job fails."""
+
+DB_EXIT_MESSAGES: Final[dict[int, str]] = {
+    2: "The arguments of the command are not valid. See job log for details",
+    3: "The database had a transient error. Please run the job again",
+    4: "New data is being imported into the database. Please run the job again in a few hours",
+    5: "There was a problem with the database. Please contact support",
+    6: "The query is too complex for the database. See job log for details",
+    10: "The ehrQL code could not be read. See job log for details",
+    11: "A data file given to the command could not be read. See job log for details",
+    12: "The job does not have the permissions that its query needs. See job log for details",
+    13: "The assurance tests failed. See job log for details",
+    14: "The query took too long and was stopped. See job log for details",
+}
+"""Texts for exit codes of database jobs, used if the agent gave none (section 3.2)."""
+
+_EXCLUDED = ", but some file(s) marked as moderately_sensitive were excluded. See job log for details."
+
+
+class SenselessReport(ValueError):
+    """A final report that cannot be understood; the text says what it lacks."""
+
+
+def progress(stage: str, timestamp_ns: int | None) -> Event | None:
+    """The event of a report that is not final; None if the stage is none that users see (edge behaviour 15)."""
+    if stage not in {code.value for code in STAGES}:
+        return None
+    return Progressed(code=StatusCode(stage), at=agent_time(timestamp_ns))
+
+
+def conclusion(job: Job, results: Mapping[str, Any], timestamp_ns: int | None) -> Event:
+    """The event of a final RUNJOB report.
+
+    :raises SenselessReport: the results lack what a decision needs.
+    """
+    if "error" not in results:
+        raise SenselessReport("results lack the key 'error'")
+    at = agent_time(timestamp_ns)
+    if results["error"]:
+        return _error(job, results["error"], at)
+    if "exit_code" not in results:
+        raise SenselessReport("results lack the key 'exit_code'")
+    exit_code = _number(results["exit_code"])
+    if exit_code != 0:
+        return Failed(code=StatusCode.NONZERO_EXIT, message=_nonzero(job, exit_code, results), at=at)
+    if results.get("has_unmatched_patterns"):
+        return Failed(code=StatusCode.UNMATCHED_PATTERNS, at=at)
+    if results.get("has_level4_excluded_files"):
+        return Succeeded(message=MESSAGE[StatusCode.SUCCEEDED] + _EXCLUDED, at=at)
+    return Succeeded(at=at)
+
+
+def agent_time(timestamp_ns: int | None) -> datetime | None:
+    """The agent's clock in our type; None for nothing, and for what no clock ever shows."""
+    if not timestamp_ns:
+        return None
+    try:
+        return datetime.fromtimestamp(timestamp_ns / 1e9, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _error(job: Job, error: object, at: datetime | None) -> Event:
+    """Another attempt, or the end with a cause that the researcher can read."""
+    details = error if isinstance(error, Mapping) else {}
+    cause = str(details.get("message") or "").strip()
+    if details.get("fatal"):
+        return Failed(code=StatusCode.JOB_ERROR, message=_because(MESSAGE[StatusCode.JOB_ERROR], cause), at=at)
+    if job.progress.attempt >= MAX_ATTEMPTS:
+        text = f"{MESSAGE[StatusCode.JOB_ERROR]} It was tried {job.progress.attempt} times."
+        return Failed(code=StatusCode.JOB_ERROR, message=_because(text, cause), at=at)
+    return Reset(code=StatusCode.WAITING_ON_NEW_TASK)
+
+
+def _because(text: str, cause: str) -> str:
+    return f"{text} {cause}" if cause else text
+
+
+def _nonzero(job: Job, exit_code: int | None, results: Mapping[str, Any]) -> str:
+    said = str(results.get("status_message") or "").strip()
+    if not said and job.spec.requires_db and exit_code is not None:
+        said = DB_EXIT_MESSAGES.get(exit_code, "")
+    text = MESSAGE[StatusCode.NONZERO_EXIT]
+    return f"{text}: {said}" if said else text
+
+
+def _number(value: object) -> int | None:
+    """The exit code; None if it is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        return None

@@ -1,0 +1,128 @@
+"""Agents and their tasks: declaring, claiming under leases, handing back, and the Task API's plain listing.
+
+A claim is heartbeat, lease renewal, recovery and long-poll in one (docs/adr). What an agent holds is only ever known
+from the rows, so a lost answer costs a repetition and nothing else.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import attrs
+
+from common.protocol import (
+    ClaimRequest,
+    ClaimResponse,
+    Declaration,
+    ReleaseRequest,
+    ReleaseResponse,
+    TaskOffer,
+    Welcome,
+)
+from controller.core.codes import StatusCode
+from controller.core.machine import Reset, step
+from controller.core.model import JobId, Task
+from controller.engine.context import Context
+from controller.engine.scheduling import Move, log_transitions
+from controller.store import backends, jobs, tasks
+
+
+async def declare_agent(ctx: Context, backend: str, agent: str, declaration: Declaration) -> Welcome:
+    """Store what the agent says of itself."""
+    now = ctx.clock.now()
+    async with ctx.db.transaction() as tx:
+        await backends.declare_agent.run(
+            tx,
+            backend=backend,
+            id=agent,
+            version=declaration.version,
+            executor=declaration.executor,
+            slots=declaration.slots,
+            egress=attrs.asdict(declaration.egress),
+            now=now,
+        )
+        await backends.see.run(tx, backend=backend, now=now)
+    return Welcome(lease_seconds=ctx.lease_seconds, poll_seconds=ctx.poll_seconds, server_time=now.isoformat())
+
+
+async def claim(ctx: Context, backend: str, request: ClaimRequest) -> ClaimResponse:
+    """Tasks for the agent, at once or as soon as there are any; nothing once its `wait` is over.
+
+    Register as a waiter, look, sleep: whatever is written after the look wakes the sleeper.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + max(0.0, min(request.wait, ctx.poll_seconds))
+    with ctx.wakeups.waiter(backends.TASKS_CHANNEL, backend) as woken:
+        while True:
+            woken.clear()
+            async with ctx.looking[backend, request.agent]:
+                answer = await _look(ctx, backend, request)
+            if answer.tasks or answer.revoked or ctx.closing.is_set():
+                return answer
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await woken.wait()
+            except TimeoutError:
+                return answer
+
+
+async def _look(ctx: Context, backend: str, request: ClaimRequest) -> ClaimResponse:
+    now = ctx.clock.now()
+    lease = now + timedelta(seconds=ctx.lease_seconds)
+    holding = [held.task_id for held in request.holding]
+    async with ctx.db.transaction() as tx:
+        await backends.see.run(tx, backend=backend, now=now)
+        await backends.see_agent.run(tx, backend=backend, id=request.agent, now=now)
+        revoked: list[str] = []
+        if holding:
+            await tasks.renew.run(tx, backend=backend, agent=request.agent, holding=holding, lease=lease)
+            revoked = await tasks.revoked.all(tx, backend=backend, agent=request.agent, holding=holding)
+        claimed = await tasks.claim.all(
+            tx,
+            backend=backend,
+            agent=request.agent,
+            holding=holding,
+            slots=max(0, request.slots),
+            lease=lease,
+        )
+    return ClaimResponse(tasks=tuple(_offer(task) for task in claimed), revoked=tuple(revoked))
+
+
+def _offer(task: Task) -> TaskOffer:
+    return TaskOffer(
+        id=task.id,
+        type=task.type.value,
+        attempt=task.attempt,
+        job_id=task.job_id,
+        definition=task.definition,
+        attributes=task.attributes,
+        traceparent=task.traceparent,
+        created_at=task.created_at.timestamp(),
+    )
+
+
+async def release(ctx: Context, backend: str, request: ReleaseRequest) -> ReleaseResponse:
+    """Void the attempts that the agent hands back; their jobs return to the queue."""
+    now = ctx.clock.now()
+    async with ctx.db.transaction() as tx:
+        await backends.lock.run(tx, backend=backend)
+        handed_back = await tasks.release.all(
+            tx, backend=backend, agent=request.agent, ids=[held.task_id for held in request.tasks]
+        )
+        ids = [JobId(job) for job in handed_back]
+        reset = Reset(code=StatusCode.WAITING_ON_NEW_TASK, message="Job was handed back by its agent and will restart")
+        moves: list[Move] = [(job, (step(job.progress, reset, now),), {}) for job in await jobs.lock.all(tx, ids=ids)]
+        if moves:
+            await tasks.void_runs.run(tx, job_ids=ids, now=now)
+            await jobs.write(tx, moves)
+            await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
+    for job, transitions, _ in moves:
+        log_transitions(job, transitions)
+    return ReleaseResponse(released=len(moves))
+
+
+async def active_tasks(ctx: Context, backend: str) -> Sequence[Task]:
+    """The Task API's listing; asking for it is the heartbeat (reference section 2.3)."""
+    async with ctx.db.transaction() as tx:
+        await backends.see.run(tx, backend=backend, now=ctx.clock.now())
+        return await tasks.list_active.all(tx, backend=backend)

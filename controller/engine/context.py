@@ -1,0 +1,58 @@
+"""What every part of the engine works with; made once, in controller/app.py."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+
+from attrs import Factory, field, frozen
+
+from common.clock import Clock
+from controller.core.definition import Terms
+from controller.core.schedule import Limits
+from controller.sources.git import Git
+from controller.sources.images import ImageDigests
+from controller.sources.project_file import ProjectFiles
+from controller.sources.reusable import ReusableActions
+from controller.store.db import Database
+from controller.store.listen import Wakeups
+
+
+@frozen(kw_only=True)
+class Sources:
+    """The outside world that a plan needs."""
+
+    git: Git
+    projects: ProjectFiles
+    reusable: ReusableActions
+    digests: ImageDigests | None
+    """None: definitions carry no image digest (`RAP_IMAGE_DIGESTS=off`)."""
+
+
+@frozen(kw_only=True)
+class BackendTerms:
+    """What the settings say of one backend."""
+
+    limits: Limits
+    terms: Terms
+
+
+@frozen(kw_only=True)
+class Context:
+    """The engine's surroundings; nothing in it is state that must survive."""
+
+    db: Database
+    clock: Clock
+    wakeups: Wakeups
+    sources: Sources
+    backends: Mapping[str, BackendTerms]
+    event_level_projects: frozenset[str]
+    lease_seconds: float
+    poll_seconds: float
+    log_bytes: int
+    closing: asyncio.Event
+    """Set when the process is about to stop: long-polls answer at once."""
+    looking: defaultdict[tuple[str, str], asyncio.Lock] = field(
+        default=Factory(lambda: defaultdict(asyncio.Lock)), repr=False
+    )
+    """One look for tasks at a time per (backend, agent), so that a poll that was given up cannot take a task just
+    after the poll that replaced it found nothing."""

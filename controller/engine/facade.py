@@ -1,0 +1,161 @@
+"""The one facade that every dialect calls.
+
+Each method is one use case of the domain and lives in the module that its name suggests; this file is the list.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.protocol import (
+    ClaimRequest,
+    ClaimResponse,
+    Declaration,
+    LogAnswer,
+    LogChunk,
+    ReleaseRequest,
+    ReleaseResponse,
+    ReportsRequest,
+    ReportsResponse,
+    Welcome,
+)
+from controller.core.model import JobId, Principal, RapId, RapRequest, Task
+from controller.engine import cancelling, claiming, creating, reading, reporting, scheduling
+from controller.engine.context import Context
+from controller.engine.results import (
+    AgentView,
+    BackendView,
+    Created,
+    JobDetail,
+    LogPage,
+    NoChange,
+    NothingToDo,
+    Page,
+    RapDetail,
+    StatusReport,
+)
+from controller.store import schema
+
+
+class Engine:
+    """Plans, stores, schedules and reports RAPs; all of its state is in PostgreSQL."""
+
+    def __init__(self, context: Context) -> None:
+        self._ctx = context
+
+    # For portals and users
+
+    async def create_rap(self, principal: Principal, request: RapRequest) -> Created | NoChange | NothingToDo:
+        """See `creating.create_rap`."""
+        return await creating.create_rap(self._ctx, principal, request)
+
+    async def cancel(self, principal: Principal, rap_id: RapId, actions: Sequence[str]) -> int:
+        """See `cancelling.cancel`."""
+        return await cancelling.cancel(self._ctx, principal, rap_id, actions)
+
+    async def status(self, principal: Principal, rap_ids: Sequence[RapId]) -> StatusReport:
+        """See `reading.status`."""
+        return await reading.status(self._ctx, principal, rap_ids)
+
+    async def backends(self, principal: Principal) -> Sequence[BackendView]:
+        """See `reading.backend_views`."""
+        return await reading.backend_views(self._ctx, principal)
+
+    async def list_raps(
+        self,
+        principal: Principal,
+        *,
+        backend: str | None,
+        workspace: str | None,
+        state: str | None,
+        limit: int,
+        cursor: str | None,
+    ) -> Page:
+        """See `reading.list_raps`."""
+        return await reading.list_raps(
+            self._ctx, principal, backend=backend, workspace=workspace, state=state, limit=limit, cursor=cursor
+        )
+
+    async def rap_detail(self, principal: Principal, rap_id: RapId) -> RapDetail:
+        """See `reading.rap_detail`."""
+        return await reading.rap_detail(self._ctx, principal, rap_id)
+
+    async def job_detail(self, principal: Principal, job_id: JobId) -> JobDetail:
+        """See `reading.job_detail`."""
+        return await reading.job_detail(self._ctx, principal, job_id)
+
+    async def job_log(
+        self, principal: Principal, job_id: JobId, *, attempt: int | None, offset: int, limit: int
+    ) -> LogPage:
+        """See `reading.job_log`."""
+        return await reading.job_log(self._ctx, principal, job_id, attempt=attempt, offset=offset, limit=limit)
+
+    async def agents(self, principal: Principal) -> Sequence[AgentView]:
+        """See `reading.agent_views`."""
+        return await reading.agent_views(self._ctx, principal)
+
+    # For agents
+
+    async def declare_agent(self, backend: str, agent: str, declaration: Declaration) -> Welcome:
+        """See `claiming.declare_agent`."""
+        return await claiming.declare_agent(self._ctx, backend, agent, declaration)
+
+    async def claim(self, backend: str, request: ClaimRequest) -> ClaimResponse:
+        """See `claiming.claim`."""
+        return await claiming.claim(self._ctx, backend, request)
+
+    async def release(self, backend: str, request: ReleaseRequest) -> ReleaseResponse:
+        """See `claiming.release`."""
+        return await claiming.release(self._ctx, backend, request)
+
+    async def active_tasks(self, backend: str) -> Sequence[Task]:
+        """See `claiming.active_tasks`."""
+        return await claiming.active_tasks(self._ctx, backend)
+
+    async def report(self, backend: str, request: ReportsRequest) -> ReportsResponse:
+        """See `reporting.report`."""
+        return await reporting.report(self._ctx, backend, request)
+
+    async def update_task(
+        self,
+        backend: str,
+        *,
+        task_id: str,
+        stage: str,
+        results: Mapping[str, Any],
+        complete: bool,
+        timestamp_ns: int | None,
+    ) -> None:
+        """See `reporting.update_task`."""
+        await reporting.update_task(
+            self._ctx,
+            backend,
+            task_id=task_id,
+            stage=stage,
+            results=results,
+            complete=complete,
+            timestamp_ns=timestamp_ns,
+        )
+
+    async def append_log(self, backend: str, chunk: LogChunk) -> LogAnswer:
+        """See `reporting.append_log`."""
+        return await reporting.append_log(self._ctx, backend, chunk)
+
+    # For the controller's own loops
+
+    async def schedule(self, backend: str) -> int:
+        """See `scheduling.schedule`."""
+        return await scheduling.schedule(self._ctx, backend)
+
+    async def check(self) -> None:
+        """Whether the database answers and has the schema that this program knows.
+
+        :raises Unavailable: it does not answer.
+        :raises SchemaError: it has another schema.
+        """
+        async with self._ctx.db.connection() as tx:
+            await schema.check(tx)
+
+    def close(self) -> None:
+        """Let every long-poll answer at once."""
+        self._ctx.closing.set()
+        self._ctx.wakeups.wake_all()

@@ -1,0 +1,249 @@
+"""Reads: they never change state and never wait on an agent."""
+
+import base64
+import binascii
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from controller.core.codes import JobState, StatusCode
+from controller.core.errors import NotFound, Rejected
+from controller.core.model import Job, JobId, Principal, RapId, Verb
+from controller.engine.context import Context
+from controller.engine.results import (
+    AgentView,
+    BackendView,
+    HistoryEntry,
+    JobDetail,
+    LogPage,
+    OutputView,
+    Page,
+    RapDetail,
+    RapSummary,
+    StatusReport,
+)
+from controller.store import backends, jobs, raps, tasks
+from controller.store.queries import Tx
+
+R = TypeVar("R")
+
+
+def _readable(principal: Principal) -> list[str]:
+    return list(principal.backends) if Verb.READ in principal.verbs else []
+
+
+async def status(ctx: Context, principal: Principal, rap_ids: Sequence[RapId]) -> StatusReport:
+    """The jobs of these RAPs; ids of unknown and of foreign RAPs look the same (reference section 1.5)."""
+    wanted = list(dict.fromkeys(rap_ids))
+    async with ctx.db.connection() as tx:
+        found = await jobs.of_raps.all(tx, rap_ids=wanted, backends=_readable(principal)) if wanted else []
+    known = {job.spec.rap_id for job in found}
+    return StatusReport(jobs=tuple(found), unrecognised=tuple(r for r in wanted if r not in known))
+
+
+async def backend_views(ctx: Context, principal: Principal) -> Sequence[BackendView]:
+    """The caller's backends in the configured order, even if no agent was ever seen (reference section 1.2)."""
+    slugs = _readable(principal)
+    async with ctx.db.connection() as tx:
+        seen = {row.backend: row.at for row in await backends.seen.all(tx, backends=slugs)}
+        flags = {(row.backend, row.id): row for row in await backends.flags.all(tx, backends=slugs)}
+
+    def view(slug: str) -> BackendView:
+        paused, mode = flags.get((slug, "paused")), flags.get((slug, "mode"))
+        manual = flags.get((slug, "manual-db-maintenance"))
+        maintained = mode is not None and mode.value == "db-maintenance"
+        by_hand = manual is not None and manual.value == "on"
+        return BackendView(
+            slug=slug,
+            last_seen=seen.get(slug),
+            paused=paused is not None and paused.value == "true",
+            paused_since=None if paused is None else paused.changed_at,
+            db_maintenance=maintained,
+            db_maintenance_since=None if mode is None else mode.changed_at,
+            db_maintenance_type=("manual" if by_hand else "scheduled") if maintained else None,
+        )
+
+    return [view(slug) for slug in slugs]
+
+
+async def list_raps(
+    ctx: Context,
+    principal: Principal,
+    *,
+    backend: str | None,
+    workspace: str | None,
+    state: str | None,
+    limit: int,
+    cursor: str | None,
+) -> Page:
+    """One page of RAPs, newest first. `state`: `active` (some job is not finished), `finished`, or None for both.
+
+    :raises Rejected: the cursor is none of ours, or the state is neither word.
+    """
+    if state not in (None, "active", "finished"):
+        raise Rejected("state must be 'active' or 'finished'", field="state")
+    slugs = [slug for slug in _readable(principal) if backend in (None, slug)]
+    async with ctx.db.connection() as tx:
+        rows = await raps.list_page.all(
+            tx,
+            backends=slugs,
+            before=None if cursor is None else _decode_cursor(cursor),
+            workspace=workspace,
+            active=None if state is None else state == "active",
+            page_size=limit + 1,
+        )
+    more = len(rows) > limit
+    return Page(
+        raps=tuple(_summary(row) for row in rows[:limit]),
+        next_cursor=_encode_cursor(rows[limit - 1].seq) if more else None,
+    )
+
+
+def _encode_cursor(seq: int) -> str:
+    return base64.urlsafe_b64encode(str(seq).encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str) -> int:
+    try:
+        seq = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (ValueError, binascii.Error) as error:
+        raise Rejected("cursor is not one that this API gave out", field="cursor") from error
+    if not 0 <= seq < 2**63:
+        raise Rejected("cursor is not one that this API gave out", field="cursor")
+    return seq
+
+
+def _summary(row: raps.SummaryRow) -> RapSummary:
+    return RapSummary(
+        id=RapId(row.id),
+        backend=row.backend,
+        workspace=row.workspace,
+        created_by=row.created_by,
+        project=row.project,
+        repo_url=row.repo_url,
+        branch=row.branch,
+        commit=row.commit,
+        created_at=row.created_at,
+        requested_actions=tuple(row.requested_actions),
+        traceparent=row.traceparent,
+        counts={JobState(state): count for state, count in row.counts.items()},
+    )
+
+
+async def rap_detail(ctx: Context, principal: Principal, rap_id: RapId) -> RapDetail:
+    """A RAP with everything known about its jobs.
+
+    :raises NotFound: no such RAP for this caller.
+    """
+    slugs = _readable(principal)
+    async with ctx.db.connection() as tx:
+        row = await raps.summary.one(tx, id=rap_id, backends=slugs)
+        if row is None:
+            raise NotFound(f"No RAP {rap_id}", rap_id=rap_id)
+        found = await jobs.of_raps.all(tx, rap_ids=[rap_id], backends=slugs)
+        return RapDetail(rap=_summary(row), jobs=await _details(tx, found))
+
+
+async def job_detail(ctx: Context, principal: Principal, job_id: JobId) -> JobDetail:
+    """One job.
+
+    :raises NotFound: no such job for this caller.
+    """
+    async with ctx.db.connection() as tx:
+        job = await _visible_job(tx, principal, job_id)
+        (detail,) = await _details(tx, [job])
+        return detail
+
+
+async def job_log(
+    ctx: Context, principal: Principal, job_id: JobId, *, attempt: int | None, offset: int, limit: int
+) -> LogPage:
+    """A part of a job's log: of one attempt, or of the newest.
+
+    :raises NotFound: no such job for this caller.
+    """
+    async with ctx.db.connection() as tx:
+        job = await _visible_job(tx, principal, job_id)
+        chosen = job.progress.attempt if attempt is None else attempt
+        length = await jobs.log_length.one(tx, job_id=job_id, attempt=chosen) or 0
+        chunks = await jobs.read_log.all(tx, job_id=job_id, attempt=chosen, start=offset, stop=offset + limit)
+    text = "".join(chunk.text[max(0, offset - chunk.start) :] for chunk in chunks)[:limit]
+    end = offset + len(text)
+    final = job.progress.state.is_terminal or chosen < job.progress.attempt
+    return LogPage(
+        job_id=job_id,
+        attempt=chosen,
+        text=text,
+        next_offset=end,
+        complete=final and end >= length,
+        truncated=length >= ctx.log_bytes,
+    )
+
+
+async def agent_views(ctx: Context, principal: Principal) -> Sequence[AgentView]:
+    """The agents of the caller's backends."""
+    async with ctx.db.connection() as tx:
+        rows = await backends.agents.all(tx, backends=_readable(principal))
+    return [
+        AgentView(
+            id=row.id,
+            backend=row.backend,
+            version=row.version,
+            executor=row.executor,
+            slots=row.slots,
+            last_seen=row.last_seen_at,
+            egress=row.egress,
+        )
+        for row in rows
+    ]
+
+
+async def _visible_job(tx: Tx, principal: Principal, job_id: JobId) -> Job:
+    job = await jobs.find.one(tx, id=job_id, backends=_readable(principal))
+    if job is None:
+        raise NotFound(f"No job {job_id}", job_id=job_id)
+    return job
+
+
+async def _details(tx: Tx, found: Sequence[Job]) -> tuple[JobDetail, ...]:
+    """Outputs, history and holder of these jobs: one query each, however many jobs."""
+    ids = [job.id for job in found]
+    outputs = _by_job(await jobs.outputs.all(tx, ids=ids))
+    history = _by_job(await jobs.history.all(tx, ids=ids))
+    holders = {row.job_id: row for row in await tasks.holders.all(tx, job_ids=ids)}
+    return tuple(
+        JobDetail(
+            job=job,
+            outputs=tuple(
+                OutputView(
+                    path=row.path,
+                    level=row.level,
+                    size=row.size,
+                    sha256=row.sha256,
+                    excluded=row.excluded,
+                    message=row.message,
+                )
+                for row in outputs[job.id]
+            ),
+            history=tuple(
+                HistoryEntry(
+                    at=row.at,
+                    attempt=row.attempt,
+                    state=JobState(row.state),
+                    code=StatusCode(row.code),
+                    message=row.message,
+                )
+                for row in history[job.id]
+            ),
+            agent=holders[job.id].agent if job.id in holders else None,
+            exit_code=holders[job.id].exit_code if job.id in holders else None,
+        )
+        for job in found
+    )
+
+
+def _by_job(rows: Iterable[Any]) -> defaultdict[str, list[Any]]:
+    grouped: defaultdict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        grouped[row.job_id].append(row)
+    return grouped

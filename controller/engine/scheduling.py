@@ -1,0 +1,136 @@
+"""One scheduling pass of one backend: snapshot -> decide -> tasks, in one transaction.
+
+The backend's row is locked first, so two passes of one backend never overlap, whatever controller runs them.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, assert_never
+
+import structlog
+
+from controller.core.codes import StatusCode
+from controller.core.machine import DependencyFailed, Event, Failed, Reset, Started, Transition, Waiting, step
+from controller.core.model import Job, JobId
+from controller.core.schedule import Decision, FailDependency, Modes, SendBack, Snapshot, Start, Wait, decide
+from controller.engine import starting
+from controller.engine.context import Context
+from controller.store import backends, jobs, tasks
+from controller.store.queries import Tx
+
+log = structlog.get_logger(__name__)
+
+
+async def schedule(ctx: Context, backend: str) -> int:
+    """Decide and act once; how many jobs moved.
+
+    :raises Unavailable: the database is away; nothing was done.
+    """
+    now = ctx.clock.now()
+    async with ctx.db.transaction() as tx:
+        await backends.lock.run(tx, backend=backend)
+        modes = modes_of(await backends.flags.all(tx, backends=[backend]))
+        waiting = await jobs.schedulable.all(tx, backend=backend, everything=modes.paused or modes.db_maintenance)
+        snapshot = Snapshot(backend=backend, limits=ctx.backends[backend].limits, modes=modes, jobs=waiting)
+        decisions = decide(snapshot)
+        moves = await _apply(ctx, tx, backend, decisions, now) if decisions else []
+    for job, transitions, _ in moves:
+        log_transitions(job, transitions)
+    return len(moves)
+
+
+def modes_of(flags: Iterable[backends.FlagRow]) -> Modes:
+    """The operator's switches as scheduling reads them: `paused` in any case of letters (edge behaviour 19)."""
+    values = {flag.id: flag.value or "" for flag in flags}
+    return Modes(
+        paused=values.get("paused", "").lower() == "true",
+        db_maintenance=values.get("mode") == "db-maintenance",
+    )
+
+
+def log_transitions(job: Job, transitions: Sequence[Transition]) -> None:
+    """The canonical line of each transition, once it is committed."""
+    for move in transitions:
+        if move.recorded:
+            log.info(
+                "job_moved",
+                job_id=job.id,
+                rap_id=job.spec.rap_id,
+                backend=job.spec.backend,
+                action=job.spec.action,
+                state=move.after.state.value,
+                code=move.after.code.value,
+                was=move.before.code.value,
+                attempt=move.after.attempt,
+                trace_id=job.spec.traceparent[3:35],
+            )
+
+
+Move = tuple[Job, Sequence[Transition], Any]
+
+
+async def _apply(ctx: Context, tx: Tx, backend: str, decisions: Sequence[Decision], now: datetime) -> list[Move]:
+    """Write what was decided; job rows, history and tasks each in one statement."""
+    affected = {job.id: job for job in await jobs.lock.all(tx, ids=[d.job_id for d in decisions])}
+    starts = [affected[d.job_id] for d in decisions if isinstance(d, Start)]
+    new_tasks, broken = await _new_tasks(ctx, tx, backend, starts, now)
+    moves: list[Move] = []
+    for decision in decisions:
+        job = affected[decision.job_id]
+        event = _event(decision)
+        if job.id in broken:
+            event = Failed(code=StatusCode.INTERNAL_ERROR)
+        metrics = {} if isinstance(event, Started) else job.metrics
+        moves.append((job, (step(job.progress, event, now),), metrics))
+    sent_back = [d.job_id for d in decisions if isinstance(d, SendBack)]
+    if sent_back:
+        await starting.stop_runs(tx, backend, sent_back, now)
+    await jobs.write(tx, moves)
+    if new_tasks:
+        await tasks.insert.run(tx, tasks=new_tasks)
+        await backends.notify.run(tx, channel=backends.TASKS_CHANNEL, backend=backend)
+    if any(move.ended for _, transitions, _ in moves for move in transitions):
+        await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
+    return moves
+
+
+def _event(decision: Decision) -> Event:
+    match decision:
+        case Start():
+            return Started()
+        case Wait(code=code, message=message):
+            return Waiting(code=code, message=message)
+        case FailDependency():
+            return DependencyFailed()
+        case SendBack(code=code):
+            return Reset(code=code)
+        case _:
+            assert_never(decision)
+
+
+async def _new_tasks(
+    ctx: Context, tx: Tx, backend: str, starts: Sequence[Job], now: datetime
+) -> tuple[list[dict[str, Any]], set[JobId]]:
+    """Tasks for the jobs that start; and the jobs for which none can be made, so that they hurt only themselves."""
+    if not starts:
+        return [], set()
+    owners = await starting.owners_of(tx, starts)
+    inputs = await starting.inputs_of(tx, backend, starts)
+    made: list[dict[str, Any]] = []
+    broken: set[JobId] = set()
+    for job in starts:
+        try:
+            made.append(
+                starting.run_task(
+                    job,
+                    job.progress.attempt + 1,
+                    owners[job.spec.rap_id],
+                    inputs[job.id],
+                    ctx.backends[backend].terms,
+                    now,
+                )
+            )
+        except Exception:
+            log.exception("task_not_made", job_id=job.id, rap_id=job.spec.rap_id, backend=backend)
+            broken.add(job.id)
+    return made, broken

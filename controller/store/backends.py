@@ -1,0 +1,51 @@
+"""Backends, their flags, their agents, and the hints that wake who waits for them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from attrs import frozen
+
+from controller.store.queries import command, query
+
+TASKS_CHANNEL = "rap_tasks"
+"""Notified with a backend's slug when there is something new to claim."""
+SCHEDULE_CHANNEL = "rap_schedule"
+"""Notified with a backend's slug when a scheduling pass may have something to decide."""
+
+
+@frozen
+class SeenRow:
+    backend: str
+    at: datetime
+
+
+@frozen
+class FlagRow:
+    backend: str
+    id: str
+    value: str | None
+    changed_at: datetime
+
+
+@frozen
+class AgentRow:
+    id: str
+    backend: str
+    version: str
+    executor: str
+    slots: int
+    egress: Mapping[str, Any]
+    last_seen_at: datetime
+
+
+ensure = command("backends", "ensure")
+lock = command("backends", "lock")
+see = command("backends", "see")
+seen = query("backends", "seen", SeenRow)
+flags = query("backends", "flags", FlagRow)
+set_flag = command("backends", "set_flag")
+declare_agent = command("backends", "declare_agent")
+see_agent = command("backends", "see_agent")
+agents = query("backends", "agents", AgentRow)
+notify = command("backends", "notify")

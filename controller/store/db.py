@@ -1,0 +1,100 @@
+"""The pool, transactions, and the one place where a lost database becomes `Unavailable`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+import orjson
+
+from controller.core.errors import Unavailable
+from controller.store.queries import Tx
+
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.QueryCanceledError,
+    asyncpg.DeadlockDetectedError,
+)
+"""What says "not now" rather than "never": the same call may succeed later."""
+
+
+def _encode_jsonb(value: Any) -> bytes:
+    return b"\x01" + orjson.dumps(value)
+
+
+def _decode_jsonb(data: bytes) -> Any:
+    return orjson.loads(data[1:])
+
+
+async def prepare_connection(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """What every connection of ours needs: jsonb as Python data."""
+    await connection.set_type_codec(
+        "jsonb", schema="pg_catalog", format="binary", encoder=_encode_jsonb, decoder=_decode_jsonb
+    )
+
+
+class Database:
+    """A pool of connections to one PostgreSQL database.
+
+    :param dsn: a libpq URL.
+    :param pool_size: the most connections held at once.
+    """
+
+    def __init__(self, dsn: str, *, pool_size: int = 10) -> None:
+        self.dsn = dsn
+        self._pool = asyncpg.create_pool(
+            dsn, min_size=1, max_size=pool_size, init=prepare_connection, command_timeout=60, timeout=10
+        )
+
+    async def open(self) -> None:
+        """Connect.
+
+        :raises Unavailable: nobody answers.
+        """
+        with _translated():
+            await self._pool
+
+    async def close(self) -> None:
+        """Let every connection go; those in use get a moment to finish."""
+        try:
+            async with asyncio.timeout(5):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Tx]:
+        """A connection in a transaction: committed on leaving, rolled back on any exception.
+
+        :raises Unavailable: the database is away, or went away before it confirmed the commit. What was done may
+            then be there or not, so every caller's operation is idempotent.
+        """
+        with _translated():
+            async with self._pool.acquire() as connection, connection.transaction():
+                yield connection
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Tx]:
+        """A connection whose every statement is its own transaction: for reads and single statements."""
+        with _translated():
+            async with self._pool.acquire() as connection:
+                yield connection
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise `Unavailable` for what the database's absence raises; everything else passes."""
+    try:
+        yield
+    except asyncpg.InterfaceError as error:
+        # asyncpg says so when a connection or the pool was closed under a caller.
+        raise Unavailable("The database connection was lost; try again.") from error
+    except _AWAY as error:
+        raise Unavailable("The database is not available; try again.") from error

@@ -1,0 +1,48 @@
+-- name: insert
+-- Nothing comes back if the id is taken: the first of simultaneous equal creates wins, the others wait here for it.
+INSERT INTO rap (id, dialect, backend, workspace, repo_url, branch, commit, database_name, requested_actions,
+                 codelists_ok, force_run_dependencies, created_by, project, orgs, analysis_scope, traceparent,
+                 parent_traceparent, created_at)
+VALUES (@id, @dialect, @backend, @workspace, @repo_url, @branch, @commit, @database_name, @requested_actions,
+        @codelists_ok, @force_run_dependencies, @created_by, @project, @orgs, @analysis_scope, @traceparent,
+        @parent_traceparent, @created_at)
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
+
+-- name: find
+-- What a repeated create is compared with, over all backends (reference section 1.3).
+SELECT rap.id, rap.repo_url, rap.workspace, rap.commit, rap.backend,
+       (SELECT count(*) FROM job WHERE job.rap_id = rap.id) AS job_count
+FROM rap WHERE rap.id = @id;
+
+-- name: owners
+-- Who asked for these RAPs: part of each task's definition and attributes.
+SELECT id, created_by, project, orgs FROM rap WHERE id = ANY(@ids::text[]);
+
+-- name: list_page
+-- Newest first, by keyset; the counts are looked up for the rows of the page only.
+SELECT rap.id, rap.seq, rap.backend, rap.workspace, rap.created_by, rap.project, rap.repo_url, rap.branch, rap.commit,
+       rap.created_at, rap.requested_actions, rap.traceparent, tally.counts
+FROM rap
+CROSS JOIN LATERAL (
+    SELECT coalesce(jsonb_object_agg(state, jobs), '{}') AS counts
+    FROM (SELECT state, count(*) AS jobs FROM job WHERE job.rap_id = rap.id GROUP BY state) AS by_state
+) AS tally
+WHERE rap.backend = ANY(@backends::text[])
+  AND (@before::bigint IS NULL OR rap.seq < @before)
+  AND (@workspace::text IS NULL OR rap.workspace = @workspace)
+  AND (@active::boolean IS NULL OR @active = EXISTS (
+        SELECT FROM job WHERE job.rap_id = rap.id AND job.state IN ('pending', 'running')))
+ORDER BY rap.seq DESC
+LIMIT @page_size;
+
+-- name: summary
+-- One RAP in the shape of the list.
+SELECT rap.id, rap.seq, rap.backend, rap.workspace, rap.created_by, rap.project, rap.repo_url, rap.branch, rap.commit,
+       rap.created_at, rap.requested_actions, rap.traceparent, tally.counts
+FROM rap
+CROSS JOIN LATERAL (
+    SELECT coalesce(jsonb_object_agg(state, jobs), '{}') AS counts
+    FROM (SELECT state, count(*) AS jobs FROM job WHERE job.rap_id = rap.id GROUP BY state) AS by_state
+) AS tally
+WHERE rap.id = @id AND rap.backend = ANY(@backends::text[]);

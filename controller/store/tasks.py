@@ -1,0 +1,73 @@
+"""Tasks as rows: given out, claimed under leases, reported on."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from attrs import frozen
+
+from controller.core.model import JobId, Task, TaskId, TaskType
+from controller.store.queries import command, query, scalar
+
+
+@frozen
+class TaskRow:
+    id: str
+    backend: str
+    type: str
+    job_id: str | None
+    attempt: int
+    definition: Mapping[str, Any]
+    attributes: Mapping[str, str]
+    traceparent: str | None
+    created_at: datetime
+
+
+@frozen
+class LockedTask:
+    """What a report is checked against."""
+
+    id: TaskId
+    backend: str
+    type: str
+    job_id: JobId | None
+    attempt: int
+    agent: str | None
+    active: bool
+    complete: bool
+    stage: str
+
+
+@frozen
+class VoidedRow:
+    id: str
+    job_id: str
+    attempt: int
+    agent: str | None
+    definition: Mapping[str, Any]
+    attributes: Mapping[str, str]
+    traceparent: str | None
+
+
+@frozen
+class HolderRow:
+    job_id: str
+    agent: str | None
+    exit_code: str | None
+
+
+def _task(record: Mapping[str, Any]) -> Task:
+    values = dict(record.items())
+    return Task(**values | {"type": TaskType(values["type"])})
+
+
+insert = command("tasks", "insert")
+list_active = query("tasks", "list_active", TaskRow, _task)
+claim = query("tasks", "claim", TaskRow, _task)
+renew = command("tasks", "renew")
+revoked = query("tasks", "revoked", str, scalar("id"))
+lock = query("tasks", "lock", LockedTask)
+write = command("tasks", "write")
+void_runs = query("tasks", "void_runs", VoidedRow)
+release = query("tasks", "release", str, scalar("job_id"))
+holders = query("tasks", "holders", HolderRow)

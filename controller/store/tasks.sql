@@ -1,0 +1,93 @@
+-- name: insert
+-- Instructions for a backend; their definitions are complete, so that handing one out reads nothing else.
+INSERT INTO task (id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at)
+SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at
+FROM ROWS FROM (jsonb_to_recordset(@tasks::jsonb) AS (
+    id text, backend text, type text, job_id text, attempt integer, definition jsonb, attributes jsonb,
+    traceparent text, for_agent text, created_at timestamptz)) WITH ORDINALITY
+    AS new (id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at, place)
+ORDER BY place;
+
+-- name: list_active
+-- The Task API's listing: everything active, `dbstatus` first, then by age (reference section 2.3).
+SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at
+FROM task WHERE backend = @backend AND active
+ORDER BY type <> 'dbstatus', seq;
+
+-- name: claim
+-- New tasks for the agent, and its own that it does not know of (it was restarted, or an answer was lost). Two agents
+-- never get one task: SKIP LOCKED leaves a row alone that the other is just taking.
+WITH lost AS (
+    SELECT id FROM task
+    WHERE backend = @backend AND active AND agent = @agent AND NOT id = ANY(@holding::text[])
+    FOR UPDATE SKIP LOCKED
+), new_runs AS (
+    SELECT id FROM task
+    WHERE backend = @backend AND active AND agent IS NULL AND type = 'runjob'
+    ORDER BY seq
+    LIMIT greatest(0, @slots::integer - (SELECT count(*) FROM lost))
+    FOR UPDATE SKIP LOCKED
+), others AS (
+    SELECT id FROM task
+    WHERE backend = @backend AND active AND agent IS NULL AND type <> 'runjob'
+      AND (for_agent IS NULL OR for_agent = @agent)
+    ORDER BY seq
+    FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE task SET agent = @agent, lease_expires_at = @lease
+    WHERE id IN (SELECT id FROM lost UNION ALL SELECT id FROM new_runs UNION ALL SELECT id FROM others)
+      AND active
+    RETURNING id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at, seq
+)
+SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at FROM claimed ORDER BY seq;
+
+-- name: renew
+-- The agent still works on these.
+UPDATE task SET lease_expires_at = @lease
+WHERE id = ANY(@holding::text[]) AND active AND agent = @agent;
+
+-- name: revoked
+-- What the agent holds and should stop: void or somebody else's. Not what it has just completed, and not what a
+-- cancel task tells it to stop in an orderly way.
+SELECT held.id
+FROM unnest(@holding::text[]) AS held (id)
+LEFT JOIN task ON task.id = held.id AND task.backend = @backend
+WHERE task.id IS NULL
+   OR (task.active AND task.agent IS DISTINCT FROM @agent)
+   OR (NOT task.active AND NOT task.complete AND NOT EXISTS (
+        SELECT FROM task AS cancel
+        WHERE cancel.job_id = task.job_id AND cancel.attempt = task.attempt AND cancel.type = 'canceljob'));
+
+-- name: lock
+-- Tasks that reports are about, held until the transaction ends.
+SELECT id, backend, type, job_id, attempt, agent, active, complete, stage FROM task
+WHERE id = ANY(@ids::text[]) AND backend = @backend
+FOR UPDATE;
+
+-- name: write
+-- What agents said of their tasks; a complete task is over.
+UPDATE task
+SET stage = new.stage, results = coalesce(new.results, task.results), complete = new.complete,
+    active = NOT new.complete, finished_at = CASE WHEN new.complete THEN @now::timestamptz END,
+    agent_timestamp_ns = coalesce(new.timestamp_ns, task.agent_timestamp_ns)
+FROM jsonb_to_recordset(@changes::jsonb) AS new (
+    id text, stage text, results jsonb, complete boolean, timestamp_ns bigint)
+WHERE task.id = new.id AND task.active;
+
+-- name: void_runs
+-- These jobs' attempts are over before their agents said so; who held them is told.
+UPDATE task SET active = false, finished_at = @now
+WHERE job_id = ANY(@job_ids::text[]) AND type = 'runjob' AND active
+RETURNING id, job_id, attempt, agent, definition, attributes, traceparent;
+
+-- name: release
+-- Handed back by the agent that held them: the attempts are void.
+SELECT job_id FROM task
+WHERE id = ANY(@ids::text[]) AND backend = @backend AND agent = @agent AND active AND type = 'runjob'
+FOR UPDATE;
+
+-- name: holders
+-- Which agent has, or last had, each job's newest attempt, and what it said of the exit.
+SELECT DISTINCT ON (job_id) job_id, agent, results ->> 'exit_code' AS exit_code FROM task
+WHERE job_id = ANY(@job_ids::text[]) AND type = 'runjob'
+ORDER BY job_id, attempt DESC;

@@ -1,0 +1,176 @@
+"""The state machine: every (state, event), the rules of section 3.4, and random walks that keep the invariants."""
+
+from datetime import timedelta
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.core.codes import MESSAGE, RESETS, STAGES, JobState, StatusCode
+from controller.core.machine import (
+    CODES_ALLOWED,
+    TRANSITIONS,
+    Cancelled,
+    DependencyFailed,
+    Event,
+    Failed,
+    IllegalTransition,
+    Progressed,
+    Reset,
+    Started,
+    Succeeded,
+    Waiting,
+    created,
+    step,
+)
+from controller.core.model import Progress
+from tests.factories import NOW, later, progress
+
+EVENTS: list[Event] = [
+    Waiting(code=StatusCode.WAITING_ON_WORKERS),
+    Started(),
+    Progressed(code=StatusCode.EXECUTING),
+    Succeeded(),
+    Failed(code=StatusCode.NONZERO_EXIT),
+    DependencyFailed(),
+    Reset(code=StatusCode.WAITING_ON_REBOOT),
+    Cancelled(),
+]
+AT = {
+    JobState.PENDING: progress(StatusCode.WAITING_ON_DEPENDENCIES),
+    JobState.RUNNING: progress(StatusCode.INITIATED),
+    JobState.SUCCEEDED: progress(StatusCode.SUCCEEDED),
+    JobState.FAILED: progress(StatusCode.NONZERO_EXIT),
+}
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("state", JobState)
+def test_every_pair_moves_as_the_table_says_or_is_illegal(state: JobState, event: Event) -> None:
+    allowed = TRANSITIONS.get((state, type(event)))
+    if allowed is None:
+        with pytest.raises(IllegalTransition, match=type(event).__name__):
+            step(AT[state], event, NOW)
+    else:
+        assert step(AT[state], event, NOW).after.state in allowed[1]
+
+
+@pytest.mark.parametrize("kind", CODES_ALLOWED, ids=lambda kind: kind.__name__)
+def test_an_event_with_a_code_of_another_kind_is_illegal(kind: Any) -> None:
+    state = JobState.PENDING if kind is Waiting else JobState.RUNNING
+    for code in set(StatusCode) - CODES_ALLOWED[kind]:
+        with pytest.raises(IllegalTransition):
+            step(AT[state], kind(code=code), NOW)
+
+
+def test_terminal_states_never_change() -> None:
+    assert all(targets == {state} for (state, _), (_, targets) in TRANSITIONS.items() if state.is_terminal)
+
+
+def test_starting_counts_the_attempt_and_sets_started_at() -> None:
+    after = step(created(NOW), Started(), later(5)).after
+    assert (after.attempt, after.started_at, after.code) == (1, later(5), StatusCode.INITIATED)
+    assert after.message == "Job executing on the backend"
+
+
+@pytest.mark.parametrize("code", sorted(RESETS))
+def test_a_reset_clears_started_at_and_keeps_the_attempt(code: StatusCode) -> None:
+    after = step(AT[JobState.RUNNING], Reset(code=code), later(5)).after
+    assert (after.started_at, after.attempt, after.message) == (None, 1, MESSAGE[code])
+
+
+@pytest.mark.parametrize("code", sorted(STAGES))
+def test_stages_keep_the_message_of_initiated(code: StatusCode) -> None:
+    assert step(AT[JobState.RUNNING], Progressed(code=code), NOW).after.message == MESSAGE[StatusCode.INITIATED]
+
+
+def test_the_agents_time_is_taken_between_the_last_change_and_now() -> None:
+    running = AT[JobState.RUNNING]
+    assert step(running, Succeeded(at=later(5)), later(9)).after.completed_at == later(5)
+    assert step(running, Succeeded(at=later(-5)), later(9)).after.completed_at == NOW
+    assert step(running, Succeeded(at=later(99)), later(9)).after.completed_at == later(9)
+    assert step(running, Succeeded(), later(9)).after.completed_at == later(9)
+
+
+def test_time_never_runs_backwards_when_the_controllers_clock_does() -> None:
+    after = step(AT[JobState.RUNNING], Succeeded(), later(-60)).after
+    assert after.completed_at == NOW
+
+
+def test_waiting_for_the_same_reason_keeps_its_time() -> None:
+    waiting = step(created(NOW), Waiting(code=StatusCode.WAITING_ON_WORKERS), later(1)).after
+    again = step(waiting, Waiting(code=StatusCode.WAITING_ON_WORKERS), later(2))
+    assert again.after == waiting
+    assert not again.recorded
+
+
+def test_a_late_cancel_keeps_the_state_moves_completed_at_and_is_recorded() -> None:
+    move = step(AT[JobState.SUCCEEDED], Cancelled(), later(60))
+    assert (move.after.state, move.after.code) == (JobState.SUCCEEDED, StatusCode.SUCCEEDED)
+    assert (move.after.cancelled, move.after.completed_at) == (True, later(60))
+    assert move.recorded
+    assert not move.ended
+
+
+def test_a_cancel_ends_a_running_job() -> None:
+    move = step(AT[JobState.RUNNING], Cancelled(), later(1))
+    assert move.ended
+    assert (move.after.code, move.after.cancelled, move.after.completed_at) == (
+        StatusCode.CANCELLED_BY_USER,
+        True,
+        later(1),
+    )
+
+
+def _events() -> st.SearchStrategy[Event]:
+    times = st.none() | st.floats(-1000, 1000).map(later)
+    return st.one_of(
+        st.sampled_from(sorted(CODES_ALLOWED[Waiting])).map(lambda code: Waiting(code=code)),
+        st.just(Started()),
+        st.builds(Progressed, code=st.sampled_from(sorted(STAGES)), at=times),
+        st.builds(Succeeded, at=times),
+        st.builds(Failed, code=st.sampled_from(sorted(CODES_ALLOWED[Failed])), at=times),
+        st.just(DependencyFailed()),
+        st.sampled_from(sorted(RESETS)).map(lambda code: Reset(code=code)),
+        st.sampled_from(sorted(CODES_ALLOWED[Cancelled])).map(lambda code: Cancelled(code=code)),
+    )
+
+
+def check_invariants(now: Progress, before: Progress) -> None:
+    """What must hold of every job after every step; the database's constraints say the same."""
+    assert now.state is now.code.state
+    assert (now.completed_at is not None) == now.state.is_terminal
+    assert now.state is not JobState.RUNNING or (now.started_at is not None and now.attempt > 0)
+    assert now.state is not JobState.PENDING or now.started_at is None
+    assert now.attempt - before.attempt in (0, 1)
+    assert now.code_changed_at >= before.code_changed_at or now.state is before.state is JobState.PENDING
+    assert not before.state.is_terminal or now.state is before.state
+    assert not before.cancelled or now.cancelled
+
+
+@given(st.lists(st.tuples(_events(), st.floats(0, 100)), max_size=40))
+def test_random_walks_keep_the_invariants(walk: list[tuple[Event, float]]) -> None:
+    now, job = NOW, created(NOW)
+    for event, seconds in walk:
+        now += timedelta(seconds=seconds)
+        try:
+            moved = step(job, event, now).after
+        except IllegalTransition:
+            assert (job.state, type(event)) not in TRANSITIONS
+            continue
+        check_invariants(moved, job)
+        job = moved
+
+
+def test_an_illegal_transition_carries_its_story() -> None:
+    with pytest.raises(IllegalTransition) as caught:
+        step(AT[JobState.SUCCEEDED], Started(), NOW)
+    assert caught.value.progress == AT[JobState.SUCCEEDED]
+    assert caught.value.event == Started()
+
+
+def test_progress_is_frozen() -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        created(NOW).state = JobState.FAILED  # type: ignore[misc]  # that is the point
