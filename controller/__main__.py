@@ -28,26 +28,27 @@ _DRAIN_SECONDS = 10.0
 
 def main(environ: Mapping[str, str] | None = None) -> int:
     """Run until told to stop; the process's exit code."""
+    environ = dict(os.environ) if environ is None else environ
     try:
-        settings = from_environ(os.environ if environ is None else environ)
+        settings = from_environ(environ)
     except ConfigurationError as error:
         print(error, file=sys.stderr)  # noqa: T201  before there is a logger
         return 2
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, secrets=_secrets(settings))
     try:
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, environ))
     except (SchemaError, Unavailable, OSError) as error:
         print(f"rap controller: {error}", file=sys.stderr)  # noqa: T201  the one line for who started it
         return 2
     return 0
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with controller(settings, SystemClock()) as made:
+    async with controller(settings, SystemClock(), environ) as made:
         runner = web.AppRunner(made.app, access_log=None, shutdown_timeout=_DRAIN_SECONDS)
         await runner.setup()
         try:
@@ -63,6 +64,16 @@ async def _serve(settings: Settings) -> None:
             log.info("controller_stopping")
         finally:
             await runner.cleanup()
+
+
+def _secrets(settings: Settings) -> list[str]:
+    """What no log line may show."""
+    tokens = [token for backend in settings.backends for token in (*backend.client_tokens, backend.agent_token)]
+    return [
+        secret
+        for secret in (*tokens, settings.database_url, settings.private_repo_access_token, settings.stata_license)
+        if secret
+    ]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ the reverse, and long-polls are answered first.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -46,10 +46,15 @@ class Controller:
 
 @asynccontextmanager
 async def controller(
-    settings: Settings, clock: Clock, *, remote_for: Callable[[str], str] | None = None
+    settings: Settings,
+    clock: Clock,
+    environ: Mapping[str, str],
+    *,
+    remote_for: Callable[[str], str] | None = None,
 ) -> AsyncIterator[Controller]:
     """A running controller without its socket.
 
+    :param environ: what child processes (git) may see of the process's environment: PATH, proxies, certificates.
     :param remote_for: where a repository URL is really read from; for tests.
     :raises Unavailable: the database does not answer.
     :raises SchemaError: it has not the schema that this program knows.
@@ -59,7 +64,8 @@ async def controller(
     await db.open()
     try:
         async with aiohttp.ClientSession() as session:
-            engine = Engine(_context(settings, clock, db, wakeups, session, remote_for))
+            sources = _sources(settings, clock, environ, session, remote_for)
+            engine = Engine(_context(settings, clock, db, wakeups, sources))
             await engine.check()
             async with db.connection() as tx:
                 await backends.ensure.run(tx, slugs=[b.slug for b in settings.backends], now=clock.now())
@@ -70,6 +76,7 @@ async def controller(
             finally:
                 engine.close()
                 await services.stop()
+                await sources.close()
     finally:
         await db.close()
 
@@ -94,14 +101,13 @@ def make_app(settings: Settings, clock: Clock, engine: Engine) -> web.Applicatio
     return app
 
 
-def _context(
+def _sources(
     settings: Settings,
     clock: Clock,
-    db: Database,
-    wakeups: Wakeups,
+    environ: Mapping[str, str],
     session: aiohttp.ClientSession,
     remote_for: Callable[[str], str] | None,
-) -> Context:
+) -> Sources:
     git = Git(
         settings.workdir / "repos",
         allowed_orgs=settings.allowed_orgs,
@@ -109,18 +115,25 @@ def _context(
         proxy_domain=settings.github_proxy_domain or None,
         token=settings.private_repo_access_token or None,
         timeout=settings.git_timeout,
+        environ=environ,
         remote_for=remote_for,
+        clock=clock,
     )
+    pinned = settings.image_digests == "registry"
+    return Sources(
+        git=git,
+        projects=ProjectFiles(git),
+        reusable=ReusableActions(git),
+        digests=ImageDigests(settings.docker_registry, session) if pinned else None,
+    )
+
+
+def _context(settings: Settings, clock: Clock, db: Database, wakeups: Wakeups, sources: Sources) -> Context:
     return Context(
         db=db,
         clock=clock,
         wakeups=wakeups,
-        sources=Sources(
-            git=git,
-            projects=ProjectFiles(git),
-            reusable=ReusableActions(git),
-            digests=(ImageDigests(settings.docker_registry, session) if settings.image_digests == "registry" else None),
-        ),
+        sources=sources,
         backends={backend.slug: _terms(settings, backend) for backend in settings.backends},
         event_level_projects=frozenset(settings.event_level_projects),
         lease_seconds=settings.lease_seconds,

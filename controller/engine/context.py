@@ -27,6 +27,12 @@ class Sources:
     digests: ImageDigests | None
     """None: definitions carry no image digest (`RAP_IMAGE_DIGESTS=off`)."""
 
+    async def close(self) -> None:
+        """Give up look-ups that are under way."""
+        await self.projects.close()
+        if self.digests is not None:
+            await self.digests.close()
+
 
 @frozen(kw_only=True)
 class BackendTerms:

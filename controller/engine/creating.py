@@ -9,13 +9,13 @@ import attrs
 import structlog
 
 from common import tracing
-from controller.core.errors import BackendNotAllowed, Conflict, Rejected, Unavailable
+from controller.core.errors import BackendNotAllowed, Conflict, NotFound, Rejected, Unavailable
 from controller.core.machine import created
 from controller.core.model import Principal, RapId, RapRequest, Verb
 from controller.core.plan import NothingToDo as NoPlan
 from controller.core.plan import Plan, ResolvedAction, check_codelists, plan, with_reusable_actions
 from controller.core.project import Project
-from controller.core.request_checks import check_request
+from controller.core.request_checks import check_workspace
 from controller.engine.context import Context
 from controller.engine.results import Created, NoChange, NothingToDo
 from controller.store import backends, jobs, raps
@@ -48,7 +48,7 @@ async def create_rap(ctx: Context, principal: Principal, request: RapRequest) ->
     async with ctx.db.connection() as tx:
         if (earlier := await _earlier(tx, request)) is not None:
             return earlier
-    check_request(request)
+    check_workspace(request.workspace)
     await ctx.sources.git.check(request.repo_url, request.branch, request.commit)
     project = await ctx.sources.projects.load(request.repo_url, request.commit)
     for _ in range(_REPLANS):
@@ -140,10 +140,13 @@ async def _digests(ctx: Context, draft: Plan) -> dict[str, str]:
     """Image -> digest for every image of the plan, if digests are looked up at all."""
     if ctx.sources.digests is None:
         return {}
-    return {
-        image: await ctx.sources.digests.resolve(image)
-        for image in {_image(job.spec.run_command) for job in draft.jobs}
-    }
+    try:
+        return {
+            image: await ctx.sources.digests.resolve(image)
+            for image in sorted({_image(job.spec.run_command) for job in draft.jobs})
+        }
+    except NotFound as error:
+        raise Rejected(error.message, **error.fields) from error
 
 
 def _image(run_command: str) -> str:

@@ -44,7 +44,7 @@ SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, 
 -- name: renew
 -- The agent still works on these.
 UPDATE task SET lease_expires_at = @lease
-WHERE id = ANY(@holding::text[]) AND active AND agent = @agent;
+WHERE id = ANY(@holding::text[]) AND backend = @backend AND active AND agent = @agent;
 
 -- name: revoked
 -- What the agent holds and should stop: void or somebody else's. Not what it has just completed, and not what a
