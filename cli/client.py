@@ -1,0 +1,215 @@
+"""The HTTP client of the commands: one call, tried again while that makes sense, and errors as one line.
+
+Every call made here may be repeated: reads change nothing, a create is known by its RAP id, a cancel sets a
+flag.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+import orjson
+from attrs import frozen
+from yarl import URL
+
+from cli.errors import Missing, Problem, Refused
+from common.clock import Clock, SystemClock
+
+RAP_API: Final = "/controller/v1"
+NATIVE_API: Final = "/api"
+
+_AGAIN: Final = frozenset({502, 503, 504})
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=90, connect=10)
+"""Seconds. A create fetches the repository before it answers."""
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 5.0
+_LOCAL_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@frozen(kw_only=True)
+class Answer:
+    """What the controller said: a status and a JSON object."""
+
+    status: int
+    data: Mapping[str, Any]
+
+
+@frozen(kw_only=True)
+class _Hiccup:
+    """A failure that may pass."""
+
+    reason: str
+    retry_after: float = 0.0
+    """Seconds that the controller asked us to wait."""
+
+
+class Client:
+    """A session with one controller; an async context manager.
+
+    :param url: the controller's address, with or without a path prefix.
+    :param token: sent as `Authorization: Bearer`; never shown.
+    :param retry_for: seconds for which a failing call is tried again.
+    :raises Problem: `url` is not an HTTP address, or `token` cannot be sent.
+    """
+
+    def __init__(self, url: str, token: str, *, retry_for: float = 10.0, clock: Clock | None = None) -> None:
+        self.url = _base(url)
+        if not token.isascii() or not token.isprintable():
+            raise Problem("the token has characters that cannot be sent (check --token or RAP_TOKEN)")
+        self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        self._retry_for = retry_for
+        self.clock: Clock = clock or SystemClock()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            timeout=_TIMEOUT,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # A proxy of the environment is meant for the outside, not for a `rap up` next door.
+            trust_env=URL(self.url).host not in _LOCAL_HOSTS,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def create(self, body: Mapping[str, Any]) -> Answer:
+        """Ask for a RAP (RAP API, `rap/create/`); 201 created, 200 nothing new."""
+        return await self._call("POST", f"{RAP_API}/rap/create/", body=body)
+
+    async def cancel(self, rap_id: str, actions: Sequence[str]) -> Answer:
+        """Cancel actions of a RAP (RAP API, `rap/cancel/`)."""
+        body = {"rap_id": rap_id, "actions": list(actions)}
+        return await self._call("POST", f"{RAP_API}/rap/cancel/", body=body)
+
+    async def read(self, *path: str, **query: str | int | None) -> dict[str, Any]:
+        """GET from the native API; parts of `path` are quoted, parameters that are None left out."""
+        parts = "/".join(URL.build(path=part).raw_path.replace("/", "%2F") for part in path)
+        given = {name: str(value) for name, value in query.items() if value is not None}
+        return dict((await self._call("GET", f"{NATIVE_API}/{parts}", query=given)).data)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One call, repeated on passing failures for up to `retry_for` seconds.
+
+        :raises Missing: 404.
+        :raises Refused: any other answer above 299.
+        :raises Problem: no usable answer within the time.
+        """
+        deadline = self.clock.monotonic() + self._retry_for
+        pause = _FIRST_PAUSE
+        while True:
+            outcome = await self._try(method, path, body, query)
+            if isinstance(outcome, Answer):
+                return outcome
+            wait = max(pause * random.uniform(0.5, 1.0), outcome.retry_after)  # noqa: S311  jitter, not a secret
+            if self.clock.monotonic() + wait > deadline:
+                raise Problem(f"{outcome.reason}; gave up after trying for {self._retry_for:g} s")
+            await self.clock.sleep(wait)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _try(
+        self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, str] | None
+    ) -> Answer | _Hiccup:
+        if self._session is None:
+            raise RuntimeError("the client is used outside of its `async with`")
+        # The path is quoted already; quoting it again would change an escaped slash.
+        url = URL(self.url + path, encoded=True).with_query(query or {})
+        data = None if body is None else orjson.dumps(body)
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        try:
+            async with self._session.request(
+                method, url, data=data, headers=headers, allow_redirects=False
+            ) as response:
+                text = await response.read()
+                return _judge(self.url, response.status, response.headers, text)
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+            raise Problem(f"no secure connection to {self.url}: {error}") from error
+        except aiohttp.ClientConnectorError as error:
+            return _Hiccup(reason=f"no controller answers at {self.url} ({error.strerror or error})")
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            why = str(error) or type(error).__name__
+            return _Hiccup(reason=f"the connection to {self.url} failed ({why})")
+
+
+def _base(url: str) -> str:
+    try:
+        parsed = URL(url)
+    except ValueError:
+        parsed = URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise Problem(f"--url (RAP_URL) must be an http:// or https:// address, not {url!r}")
+    if parsed.user is not None or parsed.password is not None:
+        raise Problem("--url (RAP_URL) must not hold a user or password; --token (RAP_TOKEN) is for the token")
+    return str(parsed.with_query(None).with_fragment(None)).rstrip("/")
+
+
+def _judge(url: str, status: int, headers: Mapping[str, str], text: bytes) -> Answer | _Hiccup:
+    """What an answer means: done, again, or never."""
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        data = None
+    said = data if isinstance(data, dict) else None
+    if status in _AGAIN:
+        return _Hiccup(
+            reason=f"the controller at {url} is not available (HTTP {status}{_colon(_sentence(said))})",
+            retry_after=_seconds(headers.get("Retry-After")),
+        )
+    if 300 <= status < 400:
+        target = headers.get("Location", "elsewhere")
+        raise Problem(f"{url} redirects to {target}: give the right --url (RAP_URL)")
+    if status < 300 and said is not None:
+        return Answer(status=status, data=said)
+    if said is None:
+        if status < 300:
+            # Not ours: a proxy's page while the controller restarts, or a wrong address.
+            return _Hiccup(reason=f"{url} does not answer like a RAP controller (HTTP {status}, no JSON)")
+        said = {}
+        if status < 500 and status != 401:
+            raise Problem(f"{url} does not answer like a RAP controller (HTTP {status}): check --url (RAP_URL)")
+    raise _refusal(url, status, said)
+
+
+def _refusal(url: str, status: int, said: Mapping[str, Any]) -> Problem:
+    sentence, key = _sentence(said), str(said.get("error", ""))
+    if status == 401:
+        return Refused(
+            f"{url} does not accept the token{_colon(sentence)} (check --token or RAP_TOKEN)",
+            status=status,
+            key=key,
+        )
+    if status == 404:
+        return Missing(sentence or "not found", status=status, key=key)
+    if status >= 500:
+        said_so = f"the controller at {url} failed (HTTP {status}{_colon(sentence)})"
+        return Refused(said_so, status=status, key=key)
+    return Refused(sentence or f"the controller answered HTTP {status}", status=status, key=key)
+
+
+def _sentence(said: Mapping[str, Any] | None) -> str:
+    """The words for the user: `message` of the native API, `details` of the RAP API."""
+    if said is None:
+        return ""
+    return str(said.get("message") or said.get("details") or said.get("error") or "")
+
+
+def _colon(sentence: str) -> str:
+    return f": {sentence}" if sentence else ""
+
+
+def _seconds(retry_after: str | None) -> float:
+    return float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else 0.0

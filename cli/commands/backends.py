@@ -1,0 +1,65 @@
+"""`rap backends`: where jobs can run, and who serves them there."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.text import Text
+
+from cli import connection, report
+from cli.connection import Connection
+
+
+@click.command()
+@connection.options
+def backends(**options: Any) -> None:
+    """List the backends that the token opens, with their agents."""
+    connected = connection.connect(**options)
+    document = connection.run(_read(connected))
+    if connected.json:
+        connection.print_json(document)
+        return
+    if not document["backends"]:
+        connection.console().print("The token opens no backend.")
+        return
+    now = datetime.now(UTC)
+    table = report.table("Backend", "Last seen", "Mode", "Agents")
+    for each in document["backends"]:
+        table.add_row(
+            Text(report.safe(each["slug"])),
+            Text(_ago(each["last_seen"], now)),
+            Text(_mode(each)),
+            Text("\n".join(_agent(agent, now) for agent in each["agents"]) or "none"),
+        )
+    connection.console().print(table)
+
+
+async def _read(connected: Connection) -> dict[str, Any]:
+    """The backends of the native API, each with a list of its `agents`."""
+    async with connected.client() as client:
+        found, agents = await asyncio.gather(client.read("backends"), client.read("agents"))
+    return {
+        "backends": [
+            {**each, "agents": [agent for agent in agents["agents"] if agent["backend"] == each["slug"]]}
+            for each in found["backends"]
+        ]
+    }
+
+
+def _mode(backend: dict[str, Any]) -> str:
+    modes = ["paused"] if backend["paused"] else []
+    if backend["db_maintenance"]:
+        modes.append(f"database maintenance ({report.safe(str(backend['db_maintenance_type']))})")
+    return ", ".join(modes) or "normal"
+
+
+def _agent(agent: dict[str, Any], now: datetime) -> str:
+    words = f"{agent['id']}: {agent['executor']}, {agent['slots']} slots, seen {_ago(agent['last_seen'], now)}"
+    return report.safe(words)
+
+
+def _ago(at: str | None, now: datetime) -> str:
+    if at is None:
+        return "never"
+    return f"{report.duration((now - datetime.fromisoformat(at)).total_seconds())} ago"

@@ -1,0 +1,121 @@
+"""The `rap` command: names its subcommands, and imports one only when it is used.
+
+So `rap --help` is quick, and a missing optional dependency hurts only the command that needs it.
+"""
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import click
+from attrs import frozen
+
+from cli.errors import Problem
+
+
+@frozen
+class Lazy:
+    """Where a subcommand lives, and its line in the list of commands."""
+
+    target: str
+    """`module:attribute`."""
+    summary: str
+
+
+USING: Final[Mapping[str, Lazy]] = {
+    "submit": Lazy("cli.commands.submit:submit", "Ask for actions of a repository to be run."),
+    "status": Lazy("cli.commands.status:status", "Show a RAP and its jobs."),
+    "list": Lazy("cli.commands.list:list_raps", "List RAPs, newest first."),
+    "logs": Lazy("cli.commands.logs:logs", "Print a job's log."),
+    "history": Lazy("cli.commands.history:history", "Print everything that happened to a job."),
+    "cancel": Lazy("cli.commands.cancel:cancel", "Cancel a RAP's jobs."),
+    "backends": Lazy("cli.commands.backends:backends", "List backends and their agents."),
+}
+"""Commands that talk to a controller."""
+
+RUNNING: Final[Mapping[str, Lazy]] = {
+    "up": Lazy("cli.commands.up:up", "Run a controller, an agent and a database on this machine."),
+    "demo": Lazy("cli.commands.demo:demo", "Run the example study from start to finish."),
+    "controller": Lazy("cli.commands.controller:controller", "Run a controller (configured by environment)."),
+    "agent": Lazy("cli.commands.agent:agent", "Run an agent in a backend (configured by environment)."),
+    "migrate": Lazy("cli.commands.migrate:migrate", "Bring the database's schema up to date."),
+}
+"""Commands that are the system."""
+
+SECTIONS: Final[Mapping[str, Mapping[str, Lazy]]] = {"Use a controller": USING, "Run the system": RUNNING}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands by name and imports them one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every name, in the order of the help."""
+        return [name for section in SECTIONS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand, imported now.
+
+        :raises Problem: it needs a package that is not installed.
+        """
+        lazy = next((section[cmd_name] for section in SECTIONS.values() if cmd_name in section), None)
+        return None if lazy is None else _load(cmd_name, lazy)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, out of the tables: nothing is imported for it."""
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, lazy.summary) for name, lazy in section.items()])
+
+
+def _load(name: str, lazy: Lazy) -> click.Command:
+    module, attribute = lazy.target.split(":")
+    try:
+        command = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise Problem(
+            f"`rap {name}` needs the Python package {error.name!r}, which is not installed"
+            " (pip install 'rap-controller[embedded,study]' brings everything)"
+        ) from error
+    if not isinstance(command, click.Command):
+        raise TypeError(f"{lazy.target} is not a click command")
+    return command
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        try:
+            number = version("rap-controller")
+        except PackageNotFoundError:
+            number = "(not installed)"
+        click.echo(f"rap {number}")
+        ctx.exit()
+
+
+_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=LazyGroup, context_settings=_SETTINGS)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def rap() -> None:
+    """Reproducible analytic pipelines in secure backends.
+
+    Commands that use a controller find a local `rap up` by themselves; for another one, set RAP_URL and
+    RAP_TOKEN.
+    """
+
+
+def main(**options: Any) -> None:
+    """The entry point of the `rap` script."""
+    rap.main(prog_name="rap", **options)
+
+
+if __name__ == "__main__":
+    main()

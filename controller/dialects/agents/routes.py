@@ -1,0 +1,126 @@
+"""The protocol of our agents, mounted at `/agent/v1`: declare, claim, report, send logs, hand back.
+
+Everything an agent may say is in `common.protocol`; the contract for other implementers is
+schemas/agents/openapi.yaml. Every path begins with the backend, and the token must be one of that backend's.
+"""
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+import structlog
+from aiohttp import hdrs, web
+
+from common import convert
+from common.protocol import ClaimRequest, ClaimResponse
+from controller.dialects.agents import errors, mapping
+from controller.web import body
+from controller.web.errors import Unauthorized, answering
+from controller.web.keys import CLOCK, ENGINE, TOKENS
+
+SMALL: Final = 64 * 1024
+MEDIUM: Final = 2 * 1024 * 1024
+LARGE: Final = 8 * 1024 * 1024
+"""Bytes that a body may have: declarations; claims, logs and releases; reports."""
+
+LOOK_EVERY: Final = 5.0
+"""Seconds between two looks at whether a waiting agent is still connected."""
+
+
+def make_app() -> web.Application:
+    """The sub-application; the root application holds the engine, the tokens and the clock."""
+    app = web.Application(middlewares=[answering(errors.ANSWERS), errors.answer_http])
+    app.router.add_put("/{backend}/agents/{agent}", declare)
+    app.router.add_post("/{backend}/claim", claim)
+    app.router.add_post("/{backend}/reports", report)
+    app.router.add_post("/{backend}/logs", append_log)
+    app.router.add_post("/{backend}/release", release)
+    return app
+
+
+async def declare(request: web.Request) -> web.Response:
+    """An agent says what it is; answered by the terms of its leases."""
+    backend, agent = _admit(request), request.match_info["agent"]
+    declaration = mapping.declaration(await body.read(request, SMALL), agent)
+    return _json(await request.config_dict[ENGINE].declare_agent(backend, agent, declaration))
+
+
+async def claim(request: web.Request) -> web.Response:
+    """Heartbeat, lease renewal and long-poll for tasks."""
+    backend = _admit(request)
+    wanted = mapping.claim(await body.read(request, MEDIUM))
+    return _json(await _while_connected(request, backend, wanted))
+
+
+async def report(request: web.Request) -> web.Response:
+    """A batch of statements about tasks; each is answered by a verdict."""
+    backend = _admit(request)
+    batch = mapping.reports(await body.read(request, LARGE))
+    return _json(await request.config_dict[ENGINE].report(backend, batch))
+
+
+async def append_log(request: web.Request) -> web.Response:
+    """A chunk of a log."""
+    backend = _admit(request)
+    chunk = mapping.log_chunk(await body.read(request, MEDIUM))
+    return _json(await request.config_dict[ENGINE].append_log(backend, chunk))
+
+
+async def release(request: web.Request) -> web.Response:
+    """Tasks go back to the queue."""
+    backend = _admit(request)
+    wanted = mapping.release(await body.read(request, MEDIUM))
+    return _json(await request.config_dict[ENGINE].release(backend, wanted))
+
+
+def _admit(request: web.Request) -> str:
+    """The backend in the path, if the request's token is one of its agents'.
+
+    :raises Unauthorized: it is not, or there is no such backend: from outside, the two look the same.
+    """
+    backend = request.match_info["backend"]
+    header = request.headers.get(hdrs.AUTHORIZATION)
+    principal = request.config_dict[TOKENS].agent_of(backend, header)
+    if principal is None:
+        raise Unauthorized(
+            "This token does not open this backend." if header else "No token: send `Authorization: Bearer`."
+        )
+    structlog.contextvars.bind_contextvars(principal=principal.name)
+    return backend
+
+
+async def _while_connected(request: web.Request, backend: str, wanted: ClaimRequest) -> ClaimResponse:
+    """The engine's answer to a claim, unless the agent goes away first.
+
+    Without this, the waiter of an agent that died would take a task that nobody works on until its lease
+    ends. It is not the safety net (a connection can also die unseen): that is `holding`, by which an agent
+    that never got its answer is offered the same tasks again.
+
+    :raises ConnectionResetError: the agent went away.
+    """
+    engine = request.config_dict[ENGINE]
+    if not wanted.wait:
+        return await engine.claim(backend, wanted)
+    claiming = asyncio.ensure_future(engine.claim(backend, wanted))
+    watching = asyncio.ensure_future(_disconnection(request))
+    try:
+        await asyncio.wait((claiming, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not claiming.done():
+            raise ConnectionResetError("the agent went away while it waited for tasks")
+        return claiming.result()
+    finally:
+        for task in (claiming, watching):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _disconnection(request: web.Request) -> None:
+    """Return once the request's connection is gone."""
+    clock = request.config_dict[CLOCK]
+    while request.transport is not None and not request.transport.is_closing():
+        await clock.sleep(LOOK_EVERY)
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=convert.dumps(value), content_type="application/json")
