@@ -1,0 +1,1 @@
+"""The OpenSAFELY RAP API: what portals speak, at `/controller/v1/`; contract in schemas/rap/."""
