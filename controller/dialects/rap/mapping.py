@@ -89,7 +89,8 @@ def job(job: Job, now: datetime) -> dict[str, Any]:
         "started_at": progress.started_at and to_second(progress.started_at),
         "completed_at": progress.completed_at and to_second(progress.completed_at),
         "trace_context": {"traceparent": spec.traceparent},
-        "metrics": dict(job.metrics),
+        # Agents report metrics of running jobs, too; this API shows them from the end on (edge behaviour 25).
+        "metrics": dict(job.metrics) if job.progress.state.is_terminal else {},
         "requires_db": spec.requires_db,
     }
 

@@ -1,0 +1,250 @@
+"""The controller's settings: one frozen object, read from an environment mapping and passed on by hand.
+
+Names that OpenSAFELY's controller uses for the same thing keep their name and meaning (reference section
+7.1). All of them are listed in docs/configuration.md, which a test compares with this module.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from attrs import field, frozen
+
+from common.environ import ConfigurationError, Environ
+from common.logs import FORMATS, LEVELS
+
+_SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
+_MEMORY: Final = re.compile(r"[0-9]+(\.[0-9]+)?\s*[kmgt]?(i?b)?", re.IGNORECASE)
+_LEVEL4_TYPES: Final = (
+    ".csv",
+    ".html",
+    ".jpeg",
+    ".jpg",
+    ".json",
+    ".log",
+    ".md",
+    ".png",
+    ".svg",
+    ".svgz",
+    ".txt",
+)
+_UPSTREAM_TOKEN: Final = "token"  # noqa: S105  upstream's well-known default, refused below
+
+
+@frozen(kw_only=True)
+class BackendSettings:
+    """One backend: who may use it and how much may run there."""
+
+    slug: str
+    client_tokens: tuple[str, ...] = field(repr=False)
+    """Whoever holds one may see and change everything of this backend; none means that nobody may."""
+    agent_token: str | None = field(repr=False)
+    """What agents show; None admits no agent."""
+    max_workers: float
+    """Sum of the weights of jobs without database access that run at once (reference section 3.5)."""
+    max_db_workers: float
+    job_cpu_count: float
+    job_memory_limit: str
+    """Such as `4G`; units are powers of 1024."""
+
+
+@frozen(kw_only=True)
+class Settings:
+    """Everything that an operator can decide about a controller. Times are seconds, sizes bytes."""
+
+    listen_host: str
+    listen_port: int
+    database_url: str = field(repr=False)
+    backends: tuple[BackendSettings, ...]
+    workdir: Path
+    version: str
+    allowed_orgs: tuple[str, ...]
+    allow_local_git_repos: bool
+    github_proxy_domain: str
+    """Host that stands in for github.com; empty to go there directly."""
+    private_repo_access_token: str = field(repr=False)
+    git_timeout: float
+    docker_registry: str
+    image_digests: str
+    """`off` or `registry`: whether a task pins its image by the digest that the registry names."""
+    max_body: int
+    lease_seconds: float
+    """How long a silent agent keeps its tasks."""
+    poll_seconds: float
+    """The longest wait granted to a long-poll."""
+    safety_seconds: float
+    """Period of the timer that makes up for lost notifications."""
+    pool_size: int
+    level4_max_filesize: int
+    level4_max_csv_rows: int
+    level4_file_types: tuple[str, ...]
+    stata_license: str | None = field(repr=False)
+    ehrql_max_join_count: Mapping[str, int]
+    """Workspace -> `EHRQL_MAX_JOIN_COUNT` of its database jobs."""
+    event_level_projects: tuple[str, ...]
+    log_level: str
+    log_format: str
+    log_bytes: int
+    """The most that is stored of one job's log."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every value that must never be seen in a log."""
+        tokens = [token for backend in self.backends for token in (*backend.client_tokens, backend.agent_token)]
+        others = [self.private_repo_access_token, self.stata_license, _password(self.database_url)]
+        return tuple(secret for secret in (*tokens, *others) if secret)
+
+
+def from_environ(values: Mapping[str, str]) -> Settings:
+    """The settings that an environment describes.
+
+    :raises ConfigurationError: with every fault in it.
+    """
+    environ = Environ(values)
+    settings = read(environ)
+    environ.finish()
+    return settings
+
+
+def database_url(values: Mapping[str, str]) -> str:
+    """The database alone, for `rap migrate`.
+
+    :raises ConfigurationError: it is missing or no PostgreSQL URL.
+    """
+    environ = Environ(values)
+    url = _database_url(environ)
+    environ.finish()
+    return url
+
+
+def read(environ: Environ) -> Settings:
+    """Ask `environ` for every setting; faults stay in it until its `finish`."""
+    host, port = environ.converted("RAP_LISTEN", ("0.0.0.0", 8000), _listen)  # noqa: S104  meant for a proxy's use
+    return Settings(
+        listen_host=host,
+        listen_port=port,
+        database_url=_database_url(environ),
+        backends=_backends(environ),
+        workdir=environ.folder("WORKDIR", Path("workdir")),
+        version=environ.text("VERSION", "unknown"),
+        allowed_orgs=environ.words("ALLOWED_GITHUB_ORGS", ("opensafely", "opensafely-actions")),
+        allow_local_git_repos=environ.flag("ALLOW_LOCAL_GIT_REPOS"),
+        github_proxy_domain=environ.text("GITHUB_PROXY_DOMAIN"),
+        private_repo_access_token=environ.text("PRIVATE_REPO_ACCESS_TOKEN"),
+        git_timeout=environ.number("RAP_GIT_TIMEOUT", 60, least=1),
+        docker_registry=environ.text("DOCKER_REGISTRY", "ghcr.io/opensafely-core").rstrip("/"),
+        image_digests=environ.choice("RAP_IMAGE_DIGESTS", "off", ("off", "registry")),
+        max_body=environ.integer("RAP_MAX_BODY", 2_621_440, least=1024, most=1024**3),
+        lease_seconds=environ.number("RAP_LEASE_SECONDS", 60, least=1),
+        poll_seconds=environ.number("RAP_POLL_SECONDS", 20, most=300),
+        safety_seconds=environ.number("RAP_SAFETY_SECONDS", 10, least=0.1),
+        pool_size=environ.integer("RAP_POOL_SIZE", 10, least=2, most=1000),
+        level4_max_filesize=environ.integer("LEVEL4_MAX_FILESIZE", 16 * 1024**2),
+        level4_max_csv_rows=environ.integer("LEVEL4_MAX_CSV_ROWS", 5000),
+        level4_file_types=environ.words("LEVEL4_FILE_TYPES", _LEVEL4_TYPES),
+        stata_license=environ.given("STATA_LICENSE"),
+        ehrql_max_join_count=environ.converted("WORKSPACE_EHRQL_MAX_JOIN_COUNT", {}, _join_counts),
+        event_level_projects=environ.words("RAP_EVENT_LEVEL_PROJECTS"),
+        log_level=environ.choice("LOGLEVEL", "info", LEVELS),
+        log_format=environ.choice("RAP_LOG_FORMAT", "json", FORMATS),
+        log_bytes=environ.integer("RAP_LOG_BYTES", 1024**2),
+    )
+
+
+def _database_url(environ: Environ) -> str:
+    name = "RAP_DATABASE_URL"
+    url = environ.required(name, "the PostgreSQL database, postgresql://user:password@host/database")
+    if url and not url.startswith(("postgresql://", "postgres://")):
+        environ.fault(name, "has a value that does not begin with postgresql://")
+    return url
+
+
+def _password(url: str) -> str | None:
+    try:
+        return urlsplit(url).password
+    except ValueError:
+        return None
+
+
+def _backends(environ: Environ) -> tuple[BackendSettings, ...]:
+    slugs = environ.words("BACKENDS", ("test", "tpp", "emis", "ted"))
+    allow_default = environ.flag("RAP_ALLOW_DEFAULT_TOKEN")
+    cpu_count = environ.number("DEFAULT_JOB_CPU_COUNT", 2, least=0.01)
+    memory_limit = environ.converted("DEFAULT_JOB_MEMORY_LIMIT", "4G", _memory)
+    if not slugs:
+        environ.fault("BACKENDS", "names no backend")
+    prefixes: dict[str, str] = {}
+    backends = []
+    for slug in slugs:
+        prefix = slug.upper().replace("-", "_")
+        if not _SLUG.fullmatch(slug):
+            environ.fault("BACKENDS", f"has {slug!r}, which is not made of a-z, 0-9, - and _")
+            continue
+        if prefixes.setdefault(prefix, slug) != slug:
+            environ.fault("BACKENDS", f"has {prefixes[prefix]!r} and {slug!r}, whose variables would be the same")
+        workers = environ.number(f"{prefix}_MAX_WORKERS", 2 if slug == "test" else 10)
+        backends.append(
+            BackendSettings(
+                slug=slug,
+                client_tokens=_client_tokens(environ, f"{prefix}_CLIENT_TOKENS"),
+                agent_token=_agent_token(environ, f"{prefix}_JOB_SERVER_TOKEN", allow_default),
+                max_workers=workers,
+                max_db_workers=environ.number(f"{prefix}_MAX_DB_WORKERS", workers),
+                job_cpu_count=environ.number(f"{prefix}_JOB_CPU_COUNT", cpu_count, least=0.01),
+                job_memory_limit=environ.converted(f"{prefix}_JOB_MEMORY_LIMIT", memory_limit, _memory),
+            )
+        )
+    return tuple(backends)
+
+
+def _client_tokens(environ: Environ, name: str) -> tuple[str, ...]:
+    """Split at commas and not trimmed, as upstream does."""
+    return environ.converted(
+        name, (), lambda raw: tuple(_sendable(token) for token in raw.split(",") if token), secret=True
+    )
+
+
+def _agent_token(environ: Environ, name: str, allow_default: bool) -> str | None:
+    """Upstream's default opens every backend to whoever has read its source, so it must be asked for."""
+
+    def check(raw: str) -> str:
+        if raw == _UPSTREAM_TOKEN and not allow_default:
+            raise ValueError("everybody knows (set a random one, or RAP_ALLOW_DEFAULT_TOKEN=true for a test)")
+        return _sendable(raw)
+
+    return environ.converted(name, _UPSTREAM_TOKEN if allow_default else None, check, secret=True)
+
+
+def _sendable(token: str) -> str:
+    if not token.isascii() or not token.isprintable():
+        raise ValueError("cannot be sent in an HTTP header")
+    return token
+
+
+def _listen(raw: str) -> tuple[str, int]:
+    host, colon, port = raw.strip().rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("is not host:port")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _memory(raw: str) -> str:
+    if not _MEMORY.fullmatch(raw.strip()) or not any(digit in raw for digit in "123456789"):
+        raise ValueError("is not a size such as 4G or 512m")
+    return raw.strip()
+
+
+def _join_counts(raw: str) -> dict[str, int]:
+    try:
+        counts = json.loads(raw)
+    except ValueError as error:
+        raise ValueError("is not JSON") from error
+    if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
+        raise ValueError("is not a JSON object of workspaces and whole numbers")
+    return counts
+
+
+__all__ = ["BackendSettings", "ConfigurationError", "Settings", "database_url", "from_environ", "read"]
