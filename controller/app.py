@@ -109,7 +109,7 @@ def _sources(
     remote_for: Callable[[str], str] | None,
 ) -> Sources:
     git = Git(
-        settings.workdir / "repos",
+        settings.workdir,
         allowed_orgs=settings.allowed_orgs,
         allow_local=settings.allow_local_git_repos,
         proxy_domain=settings.github_proxy_domain or None,
@@ -124,7 +124,7 @@ def _sources(
         git=git,
         projects=ProjectFiles(git),
         reusable=ReusableActions(git),
-        digests=ImageDigests(settings.docker_registry, session) if pinned else None,
+        digests=ImageDigests(settings.docker_registry, session, clock=clock) if pinned else None,
     )
 
 

@@ -15,22 +15,10 @@ from attrs import field, frozen
 
 from common.environ import ConfigurationError, Environ
 from common.logs import FORMATS, LEVELS
+from controller.core.globs import LEVEL4_FILE_TYPES
 
 _SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 _MEMORY: Final = re.compile(r"[0-9]+(\.[0-9]+)?\s*[kmgt]?(i?b)?", re.IGNORECASE)
-_LEVEL4_TYPES: Final = (
-    ".csv",
-    ".html",
-    ".jpeg",
-    ".jpg",
-    ".json",
-    ".log",
-    ".md",
-    ".png",
-    ".svg",
-    ".svgz",
-    ".txt",
-)
 _UPSTREAM_TOKEN: Final = "token"  # noqa: S105  upstream's well-known default, refused below
 
 
@@ -144,7 +132,7 @@ def read(environ: Environ) -> Settings:
         pool_size=environ.integer("RAP_POOL_SIZE", 10, least=2, most=1000),
         level4_max_filesize=environ.integer("LEVEL4_MAX_FILESIZE", 16 * 1024**2),
         level4_max_csv_rows=environ.integer("LEVEL4_MAX_CSV_ROWS", 5000),
-        level4_file_types=environ.words("LEVEL4_FILE_TYPES", _LEVEL4_TYPES),
+        level4_file_types=environ.words("LEVEL4_FILE_TYPES", LEVEL4_FILE_TYPES),
         stata_license=environ.given("STATA_LICENSE"),
         ehrql_max_join_count=environ.converted("WORKSPACE_EHRQL_MAX_JOIN_COUNT", {}, _join_counts),
         event_level_projects=environ.words("RAP_EVENT_LEVEL_PROJECTS"),

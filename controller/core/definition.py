@@ -67,7 +67,7 @@ def run_definition(
         "level4_max_filesize": terms.level4_max_filesize,
         "level4_file_types": list(terms.level4_file_types),
         "user": owner.user,
-        "cpu_count": terms.cpu_count,
+        "cpu_count": float(terms.cpu_count),
         "memory_limit": terms.memory_limit,
     }
 
