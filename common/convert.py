@@ -1,5 +1,6 @@
 """JSON <-> attrs classes, strictly: a wrong type is an error that names the field, never a silent cast."""
 
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import orjson
@@ -32,6 +33,8 @@ def strict_converter() -> Converter:
     converter.register_structure_hook(int, _strict((int,), "an integer"))
     converter.register_structure_hook(bool, _strict((bool,), "true or false"))
     converter.register_structure_hook(float, lambda v, _: float(_strict((int, float), "a number")(v, float)))
+    # The hook for `str` would take its subclasses, too, and let any text pass as an enumeration.
+    converter.register_structure_hook(StrEnum, lambda value, cls: cls(value))
     return converter
 
 

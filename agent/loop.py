@@ -1,0 +1,354 @@
+"""The agent's loop: one long-poll is always open, every task has an asyncio task of its own.
+
+What the agent holds is on disk (`work_dir/tasks/<task>/offer.json`), so a restarted agent goes on even while the
+controller is away, and lists the tasks in its first claim: what is no longer its own comes back as revoked.
+"""
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from typing import Any, Final
+
+import attrs
+import structlog
+
+from agent.client import Rejected
+from agent.core.definition import JobDefinition, check_id, parse_definition
+from agent.core.errors import BadDefinition, JobError, Unsupported
+from agent.core.lifecycle import Intent
+from agent.core.messages import CANCELLED
+from agent.core.redact import redact_error, redact_results
+from agent.faults import blame, describe
+from agent.job import Job, Tools, forget
+from agent.outputs import metadata
+from agent.outputs.metadata import Ending
+from agent.outputs.workspaces import read_json, write_json
+from agent.waits import Interrupted, bounded, pause, unless
+from common.convert import Malformed, structure
+from common.protocol import (
+    ClaimRequest,
+    ClaimResponse,
+    Declaration,
+    Held,
+    ReleaseRequest,
+    Report,
+    Stage,
+    TaskOffer,
+    Verdict,
+    Welcome,
+)
+
+_log = structlog.get_logger()
+
+RUN, CANCEL = "runjob", "canceljob"
+_CANCEL_SUFFIX: Final = "-cancel"
+FLUSH_SECONDS: Final = 5.0
+"""How long a stopping agent waits for its last reports to be acknowledged; they are on disk anyway."""
+HAND_BACK_SECONDS: Final = 20.0
+"""How long a stopping agent waits for its jobs to end."""
+_REJECTED_SECONDS: Final = 60.0
+_BUSY_ANSWERS: Final = 5
+"""Answers in a row that bring nothing, before the loop slows down."""
+
+
+class StopMode(enum.StrEnum):
+    """What a stopping agent does with its jobs."""
+
+    LEAVE = "leave"
+    HAND_BACK = "hand_back"
+
+
+class Loop:
+    """Claims tasks, gives each to a `Job`, and knows what this agent holds."""
+
+    def __init__(self, tools: Tools, declaration: Declaration) -> None:
+        self._tools = attrs.evolve(tools, on_idle=self._on_idle)
+        self._declaration = declaration
+        self._held: dict[str, Held] = {}
+        self._jobs: dict[str, Job] = {}
+        """By the id of the RUNJOB task."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Lives of jobs."""
+        self._concluding: set[asyncio.Task[None]] = set()
+        """Final reports of tasks without a job, on their way."""
+        self._stopping = False
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._renew = asyncio.Event()
+        self._slots_offered = 0
+        self._barren = 0
+        self._welcome: Welcome | None = None
+
+    async def run(self) -> None:
+        """Take up what is on disk, then claim for ever."""
+        await self._resume()
+        while True:
+            try:
+                await self._declare()
+                while True:
+                    await self._claim_once()
+            except Rejected as error:
+                _log.error("the controller rejects this agent's request", fault=str(error))
+                await self._tools.clock.sleep(_REJECTED_SECONDS)
+
+    async def stop(self, mode: StopMode) -> None:
+        """Let go of all jobs, after `run` has been cancelled. Bounded in time.
+
+        LEAVE: their processes run on, and the next agent on this machine finds them. HAND_BACK: they are ended
+        and given back to the controller.
+        """
+        if mode is StopMode.HAND_BACK:
+            await self._hand_back()
+        await self._within(FLUSH_SECONDS, self._tools.reports.drain())
+        told = [job.ended.wait() for job in self._jobs.values() if job.told]
+        await self._within(FLUSH_SECONDS, _all(told))
+        self._stopping = True
+        for job in list(self._jobs.values()):
+            job.request(Intent.LEAVE)
+        for task in self._concluding:
+            task.cancel()
+        await self._await_tasks()
+
+    async def _hand_back(self) -> None:
+        jobs = [job for job in self._jobs.values() if job.intent is Intent.RUN]
+        for job in jobs:
+            job.request(Intent.HAND_BACK)
+        await self._within(HAND_BACK_SECONDS, self._await_tasks())
+        returned = tuple(
+            Held(task_id=offer.id, attempt=offer.attempt) for job in jobs if job.handed_back for offer in job.offers
+        )
+        if returned:
+            request = ReleaseRequest(agent=self._tools.settings.agent_id, tasks=returned, reason="agent is stopping")
+            await self._within(FLUSH_SECONDS, self._tools.client.release(request))
+
+    async def _await_tasks(self) -> None:
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def _within(self, seconds: float, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await bounded(self._tools.clock, seconds, work)
+        except (TimeoutError, Rejected) as error:
+            _log.warning("stopping without waiting longer", fault=str(error))
+
+    def on_verdict(self, report: Report, verdict: Verdict) -> None:
+        """A stage that the controller does not want to hear: the task is somebody else's now, or nobody's."""
+        if report.complete or verdict not in (Verdict.STALE, Verdict.UNKNOWN):
+            return
+        job = self._find(report.task_id)
+        if job is not None:
+            _log.warning("task is no longer ours: stopping it", task_id=report.task_id, verdict=verdict.value)
+            job.request(Intent.DROP)
+
+    def _find(self, task_id: str) -> Job | None:
+        return next((j for j in self._jobs.values() if any(offer.id == task_id for offer in j.offers)), None)
+
+    def _on_idle(self) -> None:
+        """A slot is free. An open claim that already offers one need not be disturbed: it answers when it can."""
+        if self._slots_offered == 0:
+            self._renew.set()
+
+    async def _declare(self) -> None:
+        self._welcome = await self._tools.client.declare(self._declaration)
+        _log.info("declared to the controller", server_time=self._welcome.server_time)
+
+    def _compose(self) -> ClaimRequest:
+        settings, welcome = self._tools.settings, self._welcome
+        wait = settings.poll_seconds
+        if welcome is not None:
+            wait = max(0.0, min(wait, welcome.poll_seconds, welcome.lease_seconds / 3))
+        busy = sum(1 for job in self._jobs.values() if job.working and job.intent is not Intent.CANCEL)
+        dropped = {offer.id for job in self._jobs.values() if job.intent is Intent.DROP for offer in job.offers}
+        return ClaimRequest(
+            agent=settings.agent_id,
+            slots=max(0, settings.slots - busy),
+            wait=wait,
+            holding=tuple(held for task_id, held in self._held.items() if task_id not in dropped),
+        )
+
+    async def _claim_once(self) -> None:
+        """One claim. It is cut short when a slot becomes free; a task that crosses this is offered again, because
+        the next claim does not list it as held."""
+        self._renew.clear()
+        request = self._compose()
+        self._slots_offered = request.slots
+        since = self._tools.clock.monotonic()
+        try:
+            response = await unless(self._renew, self._tools.client.claim(request))
+        except Interrupted:
+            return
+        finally:
+            self._slots_offered = 1  # no claim is open: nothing to renew
+        if await self._accept(response) or self._tools.clock.monotonic() - since >= 1:
+            self._barren = 0
+            return
+        self._barren += 1
+        if self._barren > _BUSY_ANSWERS:
+            # The controller answers at once with nothing new: do not let that become a busy loop.
+            delay = min(5.0, 0.05 * 2 ** min(self._barren - _BUSY_ANSWERS, 10))
+            await pause(self._tools.clock, delay, self._renew)
+
+    async def _accept(self, response: ClaimResponse) -> bool:
+        """Take up new tasks and give up revoked ones; False if there was nothing of either.
+
+        Cancels first: the task that a cancel is about may be among the revoked, and is the cancel's to end.
+        """
+        news = False
+        for offer in sorted(response.tasks, key=lambda offer: offer.type != CANCEL):
+            if offer.id in self._held:
+                continue
+            news = True
+            await self._take_up(offer)
+        for task_id in response.revoked:
+            job = self._find(task_id)
+            if job is None or job.intent in (Intent.DROP, Intent.LEAVE):
+                continue
+            if job.intent is Intent.CANCEL and task_id == job.task_id:
+                continue
+            _log.warning("task is revoked", task_id=task_id)
+            news = True
+            job.request(Intent.DROP)
+        return news
+
+    async def _take_up(self, offer: TaskOffer) -> None:
+        """Hold a task, on disk first, and start to work on it."""
+        self._held[offer.id] = Held(task_id=offer.id, attempt=offer.attempt)
+        _log.info("task taken", task_id=offer.id, type=offer.type, attempt=offer.attempt)
+        try:
+            check_id(offer.id, "task id")
+            if offer.type not in (RUN, CANCEL):
+                raise Unsupported(f"tasks of type {offer.type} need database utilities, which this agent lacks")
+            definition = parse_definition(offer.definition)
+            path = self._tools.places.notes(offer.id) / "offer.json"
+            await asyncio.to_thread(write_json, path, attrs.asdict(offer), mode=0o600)
+        except (JobError, OSError) as error:
+            _log.error("task cannot be worked on", task_id=offer.id, exc_info=error)
+            self._spawn(self._concluding, self._refuse(offer, blame(error)))
+            return
+        self._start(offer, definition)
+
+    def _start(self, offer: TaskOffer, definition: JobDefinition) -> None:
+        if offer.type == RUN:
+            job = Job(self._tools, offer.id, definition, run=offer)
+            self._jobs[offer.id] = job
+            self._spawn(self._tasks, self._live(job))
+            return
+        run_id = offer.id.removesuffix(_CANCEL_SUFFIX)
+        running = self._jobs.get(run_id)
+        if running is not None and running.intent is not Intent.DROP:
+            running.cancel(offer)
+        elif any(job.definition.id == definition.id and job.task_id != run_id for job in self._jobs.values()):
+            # A newer attempt is at work here: the old one left nothing that is not the new one's now.
+            self._spawn(
+                self._concluding, self._conclude(offer, Stage.FINALIZED, self._cancelled_results(run_id, definition))
+            )
+        else:
+            job = Job(self._tools, run_id, definition, cancel=offer)
+            self._spawn(self._tasks, self._live(job, after=running))
+
+    def _cancelled_results(self, run_id: str, definition: JobDefinition) -> dict[str, Any]:
+        now_ns = int(self._tools.clock.now().timestamp() * 1e9)
+        ending = Ending(status_message=CANCELLED, cancelled=True)
+        recorded = metadata.compose(definition, run_id, ending, None, now_ns)
+        return redact_results(recorded, self._tools.settings.egress)
+
+    async def _refuse(self, offer: TaskOffer, fault: JobError) -> None:
+        """Report that a task cannot even be started, in the shape that its type has (reference section 2.5)."""
+        egress = self._tools.settings.egress
+        if offer.type in (RUN, CANCEL):
+            error = await asyncio.to_thread(describe, fault)
+            results: dict[str, Any] = {"error": redact_error(error, egress), "exit_code": "None"}
+            await self._conclude(offer, Stage.ERROR, results)
+            return
+        message = str(fault) if egress.logs else fault.public
+        await self._conclude(
+            offer, None, {"results": None, "error": {"type": type(fault).__name__, "message": message}}
+        )
+
+    async def _conclude(self, offer: TaskOffer, stage: Stage | None, results: Mapping[str, Any]) -> None:
+        """State a final report for a task without a job, until it is acknowledged."""
+        report = Report(
+            task_id=offer.id,
+            attempt=offer.attempt,
+            stage=stage.value if stage else "",
+            complete=True,
+            results=results,
+        )
+        await asyncio.wait([self._tools.reports.put(report)])
+        try:
+            await asyncio.to_thread(forget, self._tools.places.notes(offer.id))
+        except (BadDefinition, OSError):
+            _log.debug("no notes to remove", task_id=offer.id)
+        self._held.pop(offer.id, None)
+
+    async def _live(self, job: Job, after: Job | None = None) -> None:
+        """A job's life, one attempt of a job at a time: they share the volume."""
+        if after is not None:
+            # The same attempt is just being dropped here; its cancel is told once that is over.
+            while self._jobs.get(job.task_id) is after:
+                await asyncio.wait(set(self._tasks) - {asyncio.current_task()}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping:
+                return
+        self._jobs[job.task_id] = job
+        with structlog.contextvars.bound_contextvars(
+            job_id=job.definition.id, rap_id=job.definition.rap_id, task_id=job.task_id, trace_id=job.trace_id
+        ):
+            async with self._one_attempt(job.definition.id):
+                await job.live()
+        job.ended.set()
+        if self._jobs.get(job.task_id) is job:
+            del self._jobs[job.task_id]
+        for offer in job.offers:
+            self._held.pop(offer.id, None)
+        self._on_idle()
+
+    @contextlib.asynccontextmanager
+    async def _one_attempt(self, job_id: str) -> AsyncIterator[None]:
+        """Hold the job's lock; it is forgotten when nobody holds or awaits it."""
+        lock, users = self._locks.get(job_id, (asyncio.Lock(), 0))
+        self._locks[job_id] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(job_id)
+            if users > 1:
+                self._locks[job_id] = (lock, users - 1)
+
+    def _spawn(self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        group.add(task)
+        task.add_done_callback(group.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            _log.critical("a job's task ended with a bug; the task is kept on disk", exc_info=error)
+
+    async def _resume(self) -> None:
+        """Take up every task on disk; runs before cancels, so that a cancel finds what it is about."""
+        offers = await asyncio.to_thread(self._read_offers)
+        for offer in sorted(offers, key=lambda offer: offer.type == CANCEL):
+            self._held[offer.id] = Held(task_id=offer.id, attempt=offer.attempt)
+            try:
+                definition = parse_definition(offer.definition)
+            except BadDefinition as error:
+                self._spawn(self._concluding, self._refuse(offer, error))
+                continue
+            _log.info("task found on disk: going on", task_id=offer.id)
+            self._start(offer, definition)
+
+    def _read_offers(self) -> list[TaskOffer]:
+        offers = []
+        for path in sorted((self._tools.places.work / "tasks").glob("*/offer.json")):
+            try:
+                offers.append(structure(read_json(path), TaskOffer))
+            except (ValueError, Malformed):
+                # The controller offers it again, if it is still ours.
+                _log.exception("unreadable notes of a task are put aside", path=str(path))
+                path.rename(path.with_name("offer.json.corrupt"))
+        return offers
+
+
+async def _all(waits: Iterable[Coroutine[Any, Any, Any]]) -> None:
+    await asyncio.gather(*waits)

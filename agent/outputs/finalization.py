@@ -1,0 +1,220 @@
+"""Brings a finished job's files home: outputs, level-4 checks, manifest, log and, last of all, `metadata.json`.
+
+Everything is idempotent: killed half-way, the next agent does it again from the volume and the executor's log.
+Outputs are kept whatever the exit code is (reference section 5.2).
+"""
+
+import asyncio
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from attrs import frozen
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from agent.checkout import Checkouts
+from agent.core import messages
+from agent.core.definition import JobDefinition
+from agent.core.errors import JobError
+from agent.executors.base import Executor, Exit, Run
+from agent.outputs import collect, joblog, level4, manifest, metadata
+from agent.outputs.metadata import Ending, Kept
+from agent.outputs.workspaces import Copied, Places, Stopped, copy, remove_file, replacing
+from agent.waits import in_thread
+
+_log = structlog.get_logger()
+
+MODERATE: Final = "moderately_sensitive"
+_PROJECT_LIMIT: Final = 1024 * 1024
+_LOG_CHUNK: Final = 256 * 1024
+
+
+@frozen(kw_only=True)
+class _Stored:
+    """An output in the high-privacy area, with its check's findings."""
+
+    kept: Kept
+    rows: int | None
+    cols: int | None
+
+
+async def finalize(
+    places: Places, checkouts: Checkouts, executor: Executor, definition: JobDefinition, run: Run, exit: Exit
+) -> dict[str, Any]:
+    """Store everything that the run produced and return its `metadata.json`.
+
+    :raises JobError: an output leads outside the volume, or clashes with a folder of the workspace.
+    """
+
+    def collect_outputs(stop: threading.Event) -> tuple[collect.Findings, list[_Stored]]:
+        findings = collect.find(run.volume, definition.output_spec, stop)
+        workspace = places.high_workspace(definition.workspace)
+        copied = collect.persist(run.volume, workspace, findings.outputs, stop)
+        return findings, _release(places, definition, findings.outputs, copied, stop)
+
+    findings, stored = await in_thread(collect_outputs)
+    ending = Ending(
+        status_message=messages.describe_exit(
+            exit,
+            unmatched_patterns=findings.unmatched_patterns,
+            memory_bytes=run.limits.memory_bytes,
+            seconds=run.limits.seconds,
+        ),
+        hint=messages.suggest(findings.unmatched_patterns, findings.unmatched_outputs),
+        outputs=[one.kept for one in stored],
+        unmatched_patterns=findings.unmatched_patterns,
+        unmatched_outputs=findings.unmatched_outputs,
+    )
+    recorded = metadata.compose(definition, run.task_id, ending, exit, exit.finished_at_ns)
+    log = await write_log(places, executor, definition, run, recorded)
+    actions = await _study_actions(checkouts, definition)
+
+    def publish(stop: threading.Event) -> None:
+        name = f"metadata/{definition.action}.log"
+        copy(log, places.high_workspace(definition.workspace) / name, stop)
+        medium = places.medium_workspace(definition.workspace)
+        copy(log, medium / name, stop)
+        entries = _entries(places, definition, stored)
+        manifest.update(medium / "metadata", definition.workspace, definition.action, entries, actions)
+        metadata.write(log.parent, recorded)
+
+    await in_thread(publish)
+    return recorded
+
+
+async def record_ending(
+    places: Places,
+    executor: Executor,
+    definition: JobDefinition,
+    run: Run,
+    ending: Ending,
+    exit: Exit | None,
+    now_ns: int,
+) -> dict[str, Any]:
+    """Record a cancelled or errored attempt: log and metadata in the log folder, nothing in the workspace."""
+    recorded = metadata.compose(definition, run.task_id, ending, exit, now_ns)
+    log = await write_log(places, executor, definition, run, recorded)
+    await asyncio.to_thread(metadata.write, log.parent, recorded)
+    return recorded
+
+
+async def write_log(
+    places: Places, executor: Executor, definition: JobDefinition, run: Run, recorded: Mapping[str, Any]
+) -> Path:
+    """Write what the job printed and the summary to its log folder, with bounded memory; return the file."""
+    path = places.log_dir(definition.id, definition.created_at) / "logs.txt"
+    summary = joblog.summarise(recorded).encode(errors="backslashreplace")
+    offset, last = 0, b"\n"
+    part = path.with_name("logs.txt.part")
+    await asyncio.to_thread(_start_file, part)
+    while chunk := await executor.logs(run, offset, _LOG_CHUNK):
+        await asyncio.to_thread(_append, part, chunk)
+        offset, last = offset + len(chunk), chunk[-1:]
+    await asyncio.to_thread(_append, part, summary if last == b"\n" else b"\n" + summary)
+    await asyncio.to_thread(part.replace, path)
+    return path
+
+
+def _start_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+
+
+def _append(path: Path, body: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(body)
+
+
+def _release(
+    places: Places,
+    definition: JobDefinition,
+    outputs: Mapping[str, str],
+    copied: Mapping[str, Copied],
+    stop: threading.Event,
+) -> list[_Stored]:
+    """Check every moderately sensitive output and bring the medium-privacy area up to date (section 5.3)."""
+    rules = level4.Rules(
+        max_size=definition.level4_max_filesize,
+        max_rows=definition.level4_max_csv_rows,
+        file_types=definition.level4_file_types,
+    )
+    high = places.high_workspace(definition.workspace)
+    medium = places.medium_workspace(definition.workspace)
+    stored = []
+    for path, level in outputs.items():
+        if stop.is_set():
+            raise Stopped
+        checked = level4.check(high / path, rules) if level == MODERATE else level4.Checked()
+        accepted = level == MODERATE and checked.message is None
+        _place(high / path, medium / path, accepted, checked.message, f"{path}.txt" in outputs, stop)
+        kept = Kept(
+            path=path,
+            level=level,
+            size=copied[path].size,
+            sha256=copied[path].sha256,
+            excluded=checked.message is not None,
+            message=checked.message or "",
+        )
+        stored.append(_Stored(kept=kept, rows=checked.row_count, cols=checked.col_count))
+    return stored
+
+
+def _place(
+    source: Path, target: Path, accepted: bool, message: str | None, note_is_output: bool, stop: threading.Event
+) -> None:
+    """Copy an accepted file to the medium-privacy area; take any other out of it, and say why if it was refused."""
+    note = target.with_name(f"{target.name}.txt")
+    if accepted:
+        copy(source, target, stop)
+    else:
+        remove_file(target)
+    if message is not None:
+        with replacing(note) as file:
+            file.write(f"{message}\n".encode())
+    elif not note_is_output:
+        remove_file(note)
+
+
+def _entries(places: Places, definition: JobDefinition, stored: Sequence[_Stored]) -> dict[str, manifest.Entry]:
+    workspace = places.high_workspace(definition.workspace)
+    return {
+        one.kept.path: manifest.Entry(
+            level=one.kept.level,
+            job_id=definition.id,
+            job_request=definition.rap_id,
+            action=definition.action,
+            user=definition.user,
+            repo=definition.study.git_repo_url or definition.repo_url,
+            commit=definition.study.commit or definition.commit,
+            size=one.kept.size,
+            timestamp=(workspace / one.kept.path).stat().st_mtime,
+            content_hash=one.kept.sha256,
+            excluded=one.kept.excluded,
+            message=one.kept.message or None,
+            row_count=one.rows,
+            col_count=one.cols,
+        )
+        for one in stored
+    }
+
+
+def _read_actions(project_file: bytes) -> frozenset[str]:
+    project = YAML(typ="safe", pure=True).load(io.BytesIO(project_file))
+    return frozenset(str(name) for name in project["actions"])
+
+
+async def _study_actions(checkouts: Checkouts, definition: JobDefinition) -> frozenset[str] | None:
+    """The actions in the study's own project file; None if it cannot be had, which is no fault of the job."""
+    study = definition.study
+    if not study.git_repo_url or not study.commit:
+        return None
+    try:
+        body = await checkouts.read_file(study.git_repo_url, study.commit, "project.yaml", _PROJECT_LIMIT)
+        return await asyncio.to_thread(_read_actions, body)
+    except (JobError, OSError, YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+        _log.warning("study's project file not readable: manifest keeps its actions", error=str(error)[:500])
+        return None

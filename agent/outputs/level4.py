@@ -1,0 +1,61 @@
+"""May a `moderately_sensitive` file be looked at for release? Reference section 5.3, messages included."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class Checked:
+    """What a check found. `message` is None if the file may go to the medium-privacy area."""
+
+    message: str | None = None
+    row_count: int | None = None
+    """Data rows, only for CSV files that could be read."""
+    col_count: int | None = None
+
+
+@frozen(kw_only=True)
+class Rules:
+    """The limits that a task's definition sets."""
+
+    max_size: int
+    """Bytes."""
+    max_rows: int
+    file_types: Sequence[str]
+    """Suffixes with their dot; compared with the last suffix, case-sensitively."""
+
+
+def _megabytes(size: int) -> float:
+    return round(size / (1024 * 1024), 2)
+
+
+def _check_csv(path: Path, rules: Rules) -> Checked:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            rows = sum(1 for row in reader if row)
+    except (OSError, ValueError, csv.Error):
+        # Section 5.3: a CSV that cannot be read passes; a person looks at it before anything is released.
+        return Checked()
+    faults = []
+    if "patient_id" in header:
+        faults.append("File has patient_id column")
+    if rows > rules.max_rows:
+        faults.append(f"File row count ({rows}) exceeds maximum allowed rows ({rules.max_rows})")
+    return Checked(message=",".join(faults) or None, row_count=rows, col_count=len(header) if rows else 0)
+
+
+def check(path: Path, rules: Rules) -> Checked:
+    """Check one file; the first branch that matches decides. Blocking: for a thread."""
+    size = path.stat().st_size
+    if size > rules.max_size:
+        return Checked(
+            message=f"File size of {_megabytes(size)}Mb is larger that limit of {_megabytes(rules.max_size)}Mb."
+        )
+    if path.suffix not in rules.file_types:
+        return Checked(message=f"File type of {path.suffix} is not valid level 4 file")
+    return _check_csv(path, rules) if path.suffix == ".csv" else Checked()

@@ -1,0 +1,85 @@
+"""`manifest.json` of a workspace's medium-privacy area: what a release tool shows (reference section 5.2).
+
+Lists outputs of all levels, with the study's repository and commit even for reusable actions. Written in one
+move under the workspace's lock. A manifest that cannot be read is kept aside and started afresh: a broken one
+must not stop every later job of the workspace.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from attrs import asdict, frozen
+
+from agent.outputs.workspaces import locked, read_json, write_json
+
+_log = structlog.get_logger()
+
+
+@frozen(kw_only=True)
+class Entry:
+    """One output in the manifest."""
+
+    level: str
+    job_id: str
+    job_request: str
+    action: str
+    user: str
+    repo: str
+    commit: str
+    size: int
+    timestamp: float
+    """mtime of the file in the high-privacy area, Unix seconds."""
+    content_hash: str
+    excluded: bool = False
+    message: str | None = None
+    row_count: int | None = None
+    col_count: int | None = None
+
+
+def _read(path: Path, workspace: str) -> dict[str, Any]:
+    fault = "it is not a manifest"
+    try:
+        manifest = read_json(path)
+    except ValueError as error:
+        manifest, fault = {}, str(error)
+    if manifest is None:
+        return {"workspace": workspace, "repo": None, "outputs": {}}
+    if isinstance(manifest, dict) and isinstance(manifest.get("outputs"), dict):
+        entries = manifest["outputs"]
+        if all(isinstance(entry, dict) for entry in entries.values()):
+            return manifest
+    aside = path.with_name(f"manifest.json.corrupt-{uuid4().hex[:8]}")
+    path.replace(aside)
+    _log.error("manifest is corrupt: kept aside, a new one is started", path=str(path), aside=str(aside), fault=fault)
+    return {"workspace": workspace, "repo": None, "outputs": {}}
+
+
+def update(
+    folder: Path,
+    workspace: str,
+    action: str,
+    entries: Mapping[str, Entry],
+    study_actions: Collection[str] | None,
+) -> None:
+    """Put an action's new outputs into the manifest in `folder`, the workspace's medium-privacy `metadata`.
+
+    :param study_actions: the actions of the study's project file; None if it could not be read, in which case
+        `out_of_date_action` stays as it was.
+    """
+    with locked(folder):
+        path = folder / "manifest.json"
+        manifest = _read(path, workspace)
+        outputs = manifest["outputs"]
+        for name, old in outputs.items():
+            if old.get("action") == action and name not in entries:
+                old["out_of_date_output"] = True
+        for name, entry in entries.items():
+            outputs[name] = asdict(entry)
+            outputs[name]["out_of_date_output"] = False
+        if study_actions is not None:
+            for entry_now in outputs.values():
+                entry_now["out_of_date_action"] = entry_now.get("action") not in study_actions
+        write_json(path, manifest)

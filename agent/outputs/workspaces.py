@@ -1,0 +1,204 @@
+"""Where everything lies on the agent's disks (reference section 5.2), and how a file gets there.
+
+Files are replaced, never rewritten in place: whoever reads a workspace sees the old file or the new one. Names
+that become part of a path are checked by `agent.core.definition` first.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from uuid import uuid4
+
+from attrs import frozen
+
+from agent.core.definition import check_id, check_workspace
+from agent.core.errors import OutputClash, UnsafePath
+
+CHUNK: Final = 1024 * 1024
+TIMESTAMP: Final = ".opensafely-timestamp"
+_ARCHIVES: Final = (".tar.gz", ".tar.zstd", ".tar.xz")
+
+
+class Stopped(Exception):
+    """Work in a thread ended early because nobody wants its result any more."""
+
+
+@frozen(kw_only=True)
+class Places:
+    """The agent's four folders and every path in them."""
+
+    high: Path
+    medium: Path
+    archive: Path
+    work: Path
+
+    def volume(self, job_id: str) -> Path:
+        """The job's own copy of its files."""
+        return self.high / "volumes" / check_id(job_id, "id")
+
+    def high_workspace(self, workspace: str) -> Path:
+        """Every output of the workspace."""
+        return self.high / "workspaces" / check_workspace(workspace)
+
+    def medium_workspace(self, workspace: str) -> Path:
+        """The outputs that may be looked at for release."""
+        return self.medium / "workspaces" / check_workspace(workspace)
+
+    def log_dir(self, job_id: str, created_at: float) -> Path:
+        """Log and metadata of the job, under the month in which it was created (UTC)."""
+        month = datetime.fromtimestamp(created_at, UTC).strftime("%Y-%m")
+        return self.high / "logs" / month / f"os-job-{check_id(job_id, 'id')}"
+
+    def find_log_dir(self, job_id: str) -> Path | None:
+        """The newest log folder of a job whose month is not known, if it has one with metadata."""
+        name = f"os-job-{check_id(job_id, 'input_job_ids')}"
+        found = sorted((self.high / "logs").glob(f"*/{name}/metadata.json"))
+        return found[-1].parent if found else None
+
+    def notes(self, task_id: str) -> Path:
+        """What the agent must find again about a task after a restart."""
+        return self.work / "tasks" / check_id(task_id, "task id")
+
+    def archived(self, workspace: str) -> Path | None:
+        """The archive that holds the workspace, if it was archived."""
+        name = check_workspace(workspace)
+        candidates = (self.archive / f"{name}{suffix}" for suffix in _ARCHIVES)
+        return next((path for path in candidates if path.exists()), None)
+
+
+@frozen(kw_only=True)
+class Copied:
+    """What was written."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@contextlib.contextmanager
+def replacing(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A file that takes `target`'s place, in one move and on disk, if the block ends well; else leaves no trace.
+
+    :raises OutputClash: a folder has the target's name, or a file has the name of one of its folders.
+    """
+    temporary = target.parent / f".{uuid4().hex}.tmp"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise OutputClash(f"{target} cannot be stored: {error.strerror} ({error.filename})") from error
+    finally:
+        remove_file(temporary)
+
+
+def copy(source: Path, target: Path, stop: threading.Event) -> Copied:
+    """Copy a regular file with bounded memory, replacing `target` in one move.
+
+    :raises UnsafePath: the source is not a regular file.
+    :raises Stopped: `stop` was set.
+    """
+    digest, size = hashlib.sha256(), 0
+    # O_NONBLOCK: opening a named pipe must not hang. O_NOFOLLOW: the caller has resolved the path already.
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as reader:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnsafePath(f"{source} is not a regular file")
+        with replacing(target) as writer:
+            while chunk := reader.read(CHUNK):
+                if stop.is_set():
+                    raise Stopped
+                digest.update(chunk)
+                writer.write(chunk)
+                size += len(chunk)
+    return Copied(size=size, sha256=digest.hexdigest())
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    """`value` as indented JSON, replacing `path` in one move."""
+    # ASCII only, because file names may be no valid UTF-8; `str`, because engines describe runs with odd types.
+    body = json.dumps(value, indent=2, default=str).encode()
+    with replacing(path, mode) as file:
+        file.write(body)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; None if there is no such file.
+
+    :raises ValueError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Exclusive use of a workspace's metadata, among threads and among agents on this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file. Absent already, or behind what is no folder: do nothing."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it, also what a job has made unwritable. Absent already: do nothing."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        for parent, folders, _ in os.walk(folder):
+            for name in folders:
+                path = os.path.join(parent, name)
+                if not os.path.islink(path):
+                    os.chmod(path, 0o700)
+        shutil.rmtree(folder)
+
+
+def resolve_inside(volume: Path, relative: str) -> Path:
+    """The real path of `relative`, symlinks followed, if that is still inside `volume`.
+
+    :raises UnsafePath: it is not.
+    """
+    base = volume.resolve()
+    try:
+        real = (base / relative).resolve()
+    except (OSError, RuntimeError) as error:
+        raise UnsafePath(f"{relative} cannot be followed: {error}") from error
+    if not real.is_relative_to(base):
+        raise UnsafePath(f"{relative} is a link that leaves the job's files")
+    return real
+
+
+def enter_without_links(volume: Path, relative: str) -> Path:
+    """The path of `relative` in `volume` for writing: no component above it may be a symlink.
+
+    :raises UnsafePath: one is, as when the repository has a symlink where an input belongs.
+    """
+    parents = relative.split("/")[:-1]
+    path = volume
+    for part in parents:
+        path = path / part
+        if path.is_symlink():
+            raise UnsafePath(f"{relative}: {part} is a link, so no input can be put there")
+    return volume / relative

@@ -1,0 +1,64 @@
+"""The agent as a whole: started, told to stop, and kept from sharing its folder."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from agent import app
+from agent.executors.base import Unusable
+from agent.loop import StopMode
+from common.clock import SystemClock
+from tests.agent.stage import stand, write_output
+from tests.agent.test_loop import T1
+
+
+async def test_an_agent_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stage.executor.script = write_output
+        stop = asyncio.Event()
+        agent = asyncio.create_task(app.run(stage.settings, stage.executor, SystemClock(), stop))
+        await stage.controller.offer(stage.run_task())
+        await stage.controller.until(lambda: T1 in stage.controller.complete)
+        stop.set()
+        async with asyncio.timeout(10):
+            await agent
+        assert stage.notes == []
+
+
+async def test_a_stop_leaves_or_hands_back_as_asked(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stage.executor.script = lambda run: None
+        for mode, running in ((StopMode.LEAVE, 1), (StopMode.HAND_BACK, 0)):
+            stop, claims = asyncio.Event(), len(stage.controller.claims)
+            agent = asyncio.create_task(app.run(stage.settings, stage.executor, SystemClock(), stop, stop_mode=mode))
+            if mode is StopMode.LEAVE:
+                await stage.controller.offer(stage.run_task())
+            await stage.executor.until(lambda: T1 in stage.executor.starts)
+            await stage.controller.until(lambda before=claims: len(stage.controller.claims) > before)
+            stop.set()
+            async with asyncio.timeout(10):
+                await agent
+            assert len(stage.executor.processes) == running
+        assert [held["task_id"] for held in stage.controller.released[0]["tasks"]] == [T1]
+
+
+async def test_two_agents_do_not_share_a_folder(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stop = asyncio.Event()
+        agent = asyncio.create_task(app.run(stage.settings, stage.executor, SystemClock(), stop))
+        await stage.controller.until(lambda: stage.controller.open_claims == 1)
+        with pytest.raises(Unusable, match="WORKDIR"):
+            await app.run(stage.settings, stage.executor, SystemClock(), stop)
+        stop.set()
+        async with asyncio.timeout(10):
+            await agent
+
+
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        await asyncio.to_thread((tmp_path / "file").touch)
+        settings = evolve(stage.settings, high_privacy_dir=tmp_path / "file" / "high")
+        with pytest.raises(Unusable, match="file/high"):
+            await app.run(settings, stage.executor, SystemClock(), asyncio.Event())

@@ -1,0 +1,215 @@
+"""The agent end to end: real HTTP to a scripted controller, real git, real files, a scripted executor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.loop import StopMode
+from tests.agent.stage import TRACEPARENT, Stage, stand, write_output
+
+T1, C1 = "jobone-001", "jobone-001-cancel"
+WHOLE_LIFE = ["preparing", "prepared", "executing", "finalizing", "finalized"]
+
+
+async def until_forgotten(stage: Stage, *tasks: str) -> None:
+    """Wait until final reports of `tasks` were acknowledged and nothing of them is left to take up."""
+    await stage.controller.until(lambda: len(stage.controller.declarations) >= len(stage.loops))
+    await stage.controller.until(lambda: set(tasks) <= stage.controller.complete)
+    for loop in stage.loops:
+        await loop._await_tasks()
+    assert not set(tasks) & set(stage.notes)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+async def test_a_job_runs_from_offer_to_stored_outputs(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stage.executor.script = write_output
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task())
+            await until_forgotten(stage, T1)
+        assert stage.controller.stages(T1) == WHOLE_LIFE
+        results = stage.controller.final(T1)["results"]
+        assert results["error"] is False
+        assert results["exit_code"] == "0"
+        assert results["status_message"] == "Completed successfully"
+        assert results["action_version"] == "v2"
+        assert results["job_metrics"] == {"cpu_mean": 50.0, "mem_mb_peak": 12.5}
+        assert results["outputs"][0]["path"] == "output/table.csv"
+        for area in ("high", "medium"):
+            assert (tmp_path / area / "workspaces/ws/output/table.csv").read_text() == "a,b\n1,2\n"
+        log = (tmp_path / "high/workspaces/ws/metadata/analyse.log").read_text()
+        assert log.startswith("hello from the job\n")
+        assert "exit_code: 0" in log
+        assert stage.controller.logs[T1] == log
+        assert not (tmp_path / "high/volumes/jobone").exists()
+        assert stage.controller.declarations[0]["executor"] == "scripted"
+
+
+async def test_the_job_gets_its_environment_and_only_database_jobs_the_secrets(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        seen = {}
+
+        def script(run: Any) -> int:
+            seen[run.job_id] = (dict(run.env), run.network, run.limits.memory_bytes)
+            assert (run.volume / "analyse.py").exists()
+            assert not (run.volume / ".git").exists()
+            return 0
+
+        stage.executor.script = script
+        async with stage.agent():
+            await stage.controller.offer(
+                stage.run_task("jobone"), stage.run_task("jobtwo", allow_database_access=True, action="extract")
+            )
+            await until_forgotten(stage, T1, "jobtwo-001")
+        plain = {"HOME": "/tmp", "OPENSAFELY_BACKEND": "test", "TRACEPARENT": TRACEPARENT}
+        assert seen["jobone"] == (plain, False, 512 * 1024**2)
+        assert seen["jobtwo"] == (plain | {"DATABASE_URL": "canary-database-url"}, True, 512 * 1024**2)
+
+
+async def test_inputs_are_the_outputs_of_the_needed_jobs(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stage.executor.script = write_output
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task("jobone"))
+            await until_forgotten(stage, T1)
+            found = []
+            stage.executor.script = lambda run: (
+                found.append((run.volume / "output/table.csv").read_text()) or write_output(run, "x\n", "output/b.csv")
+            )
+            await stage.controller.offer(stage.run_task("jobtwo", input_job_ids=["jobone", "neverran"]))
+            await until_forgotten(stage, "jobtwo-001")
+            assert found == ["a,b\n1,2\n"]
+            # An input is no output of the job that reads it, though its pattern matches.
+            (tmp_path / "high/workspaces/ws/output/b.csv").unlink()
+            await stage.controller.offer(stage.run_task("jobthree", input_job_ids=["jobtwo"]))
+            await until_forgotten(stage, "jobthree-001")
+        error = stage.controller.final("jobthree-001")["results"]["error"]
+        assert error["fatal"] is True
+        assert "output/b.csv" in error["message"]
+        assert stage.executor.starts == [T1, "jobtwo-001"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "exception", "named"),
+    [
+        ({"memory_limit": "lots"}, "BadDefinition", "memory_limit"),
+        ({"workspace": "../x"}, "BadDefinition", "workspace"),
+        ({"commit": "0" * 40}, "BadSource", "0" * 40),
+        ({"repo_url": "/no/such/repo"}, "BadSource", "/no/such/repo"),
+        ({"repo_url": "https://example.org/a/b"}, "BadSource", "github.com"),
+        ({"workspace": "old"}, "ArchivedWorkspace", "old"),
+    ],
+)
+async def test_what_the_user_must_fix_is_a_fatal_error(
+    tmp_path: Path, changes: dict[str, Any], exception: str, named: str
+) -> None:
+    async with stand(tmp_path) as stage:
+        (tmp_path / "archives").mkdir()
+        (tmp_path / "archives/old.tar.zstd").touch()
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task(**changes))
+            await until_forgotten(stage, T1)
+        final = stage.controller.final(T1)
+        assert final["stage"] == "error"
+        assert final["results"]["error"]["exception"] == exception
+        assert final["results"]["error"]["fatal"] is True
+        assert named in final["results"]["error"]["message"]
+        assert stage.executor.starts == []
+
+
+async def test_database_utilities_are_refused_in_their_own_shape(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage, stage.agent():
+        from attrs import evolve
+
+        definition = {"database_name": "default", "image": "x", "image_sha": None}
+        task = evolve(stage.run_task(), id="dbstatus-1", type="dbstatus", job_id=None, definition=definition)
+        await stage.controller.offer(task)
+        await stage.controller.until(lambda: "dbstatus-1" in stage.controller.complete)
+        results = stage.controller.final("dbstatus-1")["results"]
+        assert results["results"] is None
+        assert set(results["error"]) == {"type", "message"}
+
+
+async def test_a_freed_slot_is_offered_without_waiting_for_the_poll(tmp_path: Path) -> None:
+    async with stand(tmp_path, slots=1) as stage:
+        stage.executor.script = lambda run: None
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task("jobone"), stage.run_task("jobtwo"))
+            await stage.executor.until(lambda: T1 in stage.executor.starts)
+            await stage.controller.until(lambda: stage.controller.claims[-1]["slots"] == 0)
+            stage.executor.finish(T1, 0)
+            await stage.executor.until(lambda: "jobtwo-001" in stage.executor.starts)
+            assert stage.clock.elapsed == 0
+            stage.executor.finish("jobtwo-001", 0)
+            await until_forgotten(stage, T1, "jobtwo-001")
+
+
+async def test_a_claim_that_offers_a_slot_is_not_disturbed_by_a_job_that_ends(tmp_path: Path) -> None:
+    async with stand(tmp_path, slots=2) as stage, stage.agent():
+        await stage.controller.offer(stage.run_task())
+        await until_forgotten(stage, T1)
+        await stage.controller.until(lambda: stage.controller.open_claims == 1)
+        assert len(stage.controller.claims) == 2
+
+
+async def test_metrics_and_log_are_pushed_while_the_job_runs(tmp_path: Path) -> None:
+    async with stand(tmp_path, sample_interval=10) as stage:
+        stage.executor.script = lambda run: None
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task())
+            await stage.controller.until(lambda: "executing" in stage.controller.stages(T1))
+            await stage.clock.until_sleeper(10)
+            stage.clock.advance(10)
+            await stage.controller.until(lambda: stage.controller.logs.get(T1) == "hello from the job\n")
+            await stage.controller.until(lambda: stage.controller.reports[-1]["metrics"] != {})
+            assert stage.controller.reports[-1]["metrics"]["cpu_mean"] == 50.0
+            stage.executor.processes[T1].log += "Grüße\n".encode()
+            stage.executor.finish(T1, 3)
+            await until_forgotten(stage, T1)
+        assert stage.controller.logs[T1].startswith("hello from the job\nGrüße\n")
+        assert stage.controller.logs[T1].count("hello") == 1
+        assert stage.controller.final(T1)["results"]["exit_code"] == "3"
+
+
+async def test_tasks_offered_twice_run_once(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stage.controller.duplicate = True
+        stage.executor.script = lambda run: None
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task())
+            await stage.executor.until(lambda: T1 in stage.executor.starts)
+            await stage.controller.until(lambda: len(stage.controller.claims) > 4)
+            stage.executor.finish(T1, 0)
+            await until_forgotten(stage, T1)
+        assert stage.executor.starts == [T1]
+
+
+async def test_hand_back_ends_the_jobs_and_releases_them(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stage.executor.script = lambda run: None
+        async with stage.agent(stop=StopMode.HAND_BACK):
+            await stage.controller.offer(stage.run_task())
+            await stage.executor.until(lambda: T1 in stage.executor.starts)
+        assert stage.controller.released[0]["tasks"] == [{"task_id": T1, "attempt": 1}]
+        assert stage.executor.processes == {}
+        assert stage.notes == []
+        assert T1 not in stage.controller.complete
+
+
+async def test_leave_keeps_the_process_and_the_next_agent_finishes_it(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stage.executor.script = lambda run: None
+        async with stage.agent(stop=StopMode.LEAVE):
+            await stage.controller.offer(stage.run_task())
+            await stage.executor.until(lambda: T1 in stage.executor.starts)
+        assert stage.notes == [T1]
+        stage.executor.finish(T1, 0)
+        async with stage.agent():
+            await until_forgotten(stage, T1)
+        assert stage.executor.starts == [T1]
+        assert stage.controller.final(T1)["results"]["exit_code"] == "0"
