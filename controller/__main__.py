@@ -34,7 +34,7 @@ def main(environ: Mapping[str, str] | None = None) -> int:
     except ConfigurationError as error:
         print(error, file=sys.stderr)  # noqa: T201  before there is a logger
         return 2
-    logs.configure(settings.log_level, settings.log_format, secrets=_secrets(settings))
+    logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
     try:
         asyncio.run(_serve(settings, environ))
     except (SchemaError, Unavailable, OSError) as error:
@@ -64,16 +64,6 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
             log.info("controller_stopping")
         finally:
             await runner.cleanup()
-
-
-def _secrets(settings: Settings) -> list[str]:
-    """What no log line may show."""
-    tokens = [token for backend in settings.backends for token in (*backend.client_tokens, backend.agent_token)]
-    return [
-        secret
-        for secret in (*tokens, settings.database_url, settings.private_repo_access_token, settings.stata_license)
-        if secret
-    ]
 
 
 if __name__ == "__main__":

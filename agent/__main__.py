@@ -1,0 +1,97 @@
+"""The agent's process: environ -> settings -> executor -> loop, until a signal ends it."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+
+from agent import app
+from agent.executors.base import Executor, Unusable
+from agent.executors.fake import FakeExecutor
+from agent.executors.sandbox import SandboxExecutor
+from agent.images import ImageTableError, parse_image_table
+from agent.settings import Settings, from_environ
+from common import logs
+from common.clock import SystemClock
+from common.environ import ConfigurationError
+
+OK: Final = 0
+FAILED: Final = 1
+MISCONFIGURED: Final = 2
+
+_log = structlog.get_logger()
+
+
+def main(environ: Mapping[str, str] = os.environ) -> int:
+    """Run an agent until SIGTERM or SIGINT; the process's exit code.
+
+    0 after a signal, 2 for a configuration or a machine that it cannot work with (each fault is a line on stderr),
+    1 for a bug.
+    """
+    try:
+        settings = from_environ(environ)
+        executor = make_executor(settings)
+    except ConfigurationError as error:
+        for fault in error.faults:
+            sys.stderr.write(f"rap agent: {fault}\n")
+        return MISCONFIGURED
+    logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
+    try:
+        # asyncio's own loop on purpose: it starts child processes four times as fast as uvloop.
+        asyncio.run(_run(settings, executor))
+    except Unusable as error:
+        sys.stderr.write(f"rap agent: {error}\n")
+        return MISCONFIGURED
+    except Exception:
+        _log.exception("agent_failed")
+        return FAILED
+    return OK
+
+
+def make_executor(settings: Settings) -> Executor:
+    """The executor that RAP_EXECUTOR names.
+
+    :raises ConfigurationError: a setting of its own is malformed.
+    """
+    if settings.executor == "fake":
+        return FakeExecutor()
+    try:
+        images = parse_image_table(settings.sandbox_images)
+    except ImageTableError as error:
+        raise ConfigurationError([str(error)]) from error
+    return SandboxExecutor(
+        images,
+        allow_unisolated=settings.allow_unisolated,
+        share_network=settings.sandbox_network,
+        # A job shorter than the interval would end without metrics.
+        sample_seconds=min(1.0, settings.sample_interval),
+    )
+
+
+async def _run(settings: Settings, executor: Executor) -> None:
+    """The loop, until the first signal; a second one ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(signum: signal.Signals) -> None:
+        _log.info("signal", signal=signum.name, exit_mode=settings.exit_mode)
+        stop.set()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, on_signal, signum)
+    await executor.check()
+    if isinstance(executor, SandboxExecutor) and not executor.isolated:
+        # Declared to the controller, so that nobody takes such a backend for a safe one.
+        executor.name = "sandbox (unisolated)"
+    _log.info("agent_starting", agent=settings.agent_id, backend=settings.backend, executor=executor.name)
+    await app.run(settings, executor, SystemClock(), stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

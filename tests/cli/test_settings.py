@@ -1,0 +1,254 @@
+"""Both programs' settings: what each variable becomes, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from agent import settings as agent
+from common.environ import ConfigurationError
+from common.protocol import Egress
+from controller import settings as controller
+
+CONTROLLER = {"RAP_DATABASE_URL": "postgresql://rap:hunter2-hunter2@db/rap"}
+AGENT = {
+    "BACKEND": "test",
+    "RAP_CONTROLLER_URL": "https://controller.example.org/",
+    "CONTROLLER_TASK_API_TOKEN": "secret-of-agents",
+}
+
+
+def refused(read, values: dict[str, str]) -> tuple[str, ...]:
+    with pytest.raises(ConfigurationError) as caught:
+        read(values)
+    return caught.value.faults
+
+
+def test_defaults_of_the_controller_are_those_of_the_reference():
+    settings = controller.from_environ(CONTROLLER)
+    assert (settings.listen_host, settings.listen_port) == ("0.0.0.0", 8000)
+    assert [each.slug for each in settings.backends] == ["test", "tpp", "emis", "ted"]
+    assert [each.max_workers for each in settings.backends] == [2, 10, 10, 10]
+    assert [each.max_db_workers for each in settings.backends] == [2, 10, 10, 10]
+    assert {(each.job_cpu_count, each.job_memory_limit) for each in settings.backends} == {(2.0, "4G")}
+    assert (settings.level4_max_csv_rows, settings.level4_max_filesize) == (5000, 16777216)
+    assert ".svgz" in settings.level4_file_types
+    assert settings.allowed_orgs == ("opensafely", "opensafely-actions")
+    assert settings.workdir == Path.cwd() / "workdir"
+    assert not settings.allow_local_git_repos
+
+
+def test_without_tokens_nobody_gets_in():
+    for backend in controller.from_environ(CONTROLLER).backends:
+        assert backend.client_tokens == ()
+        assert backend.agent_token is None
+
+
+def test_a_backends_own_numbers_go_before_the_common_ones():
+    settings = controller.from_environ(
+        CONTROLLER
+        | {
+            "BACKENDS": "a,b-c",
+            "DEFAULT_JOB_CPU_COUNT": "1.5",
+            "DEFAULT_JOB_MEMORY_LIMIT": "2g",
+            "A_MAX_WORKERS": "7",
+            "B_C_JOB_CPU_COUNT": "8",
+            "B_C_JOB_MEMORY_LIMIT": "512m",
+            "B_C_MAX_DB_WORKERS": "0",
+        }
+    )
+    first, second = settings.backends
+    assert (first.max_workers, first.max_db_workers) == (7, 7)
+    assert (first.job_cpu_count, first.job_memory_limit) == (1.5, "2g")
+    assert (second.max_workers, second.max_db_workers) == (10, 0)
+    assert (second.job_cpu_count, second.job_memory_limit) == (8, "512m")
+
+
+def test_client_tokens_are_split_and_not_trimmed():
+    settings = controller.from_environ(CONTROLLER | {"BACKENDS": "test", "TEST_CLIENT_TOKENS": "a, b,,c"})
+    assert settings.backends[0].client_tokens == ("a", " b", "c")
+
+
+def test_the_agents_default_token_of_upstream_must_be_asked_for():
+    values = CONTROLLER | {"BACKENDS": "test", "TEST_JOB_SERVER_TOKEN": "token"}
+    (fault,) = refused(controller.from_environ, values)
+    assert fault.startswith("TEST_JOB_SERVER_TOKEN has a value that everybody knows")
+    allowed = controller.from_environ(values | {"RAP_ALLOW_DEFAULT_TOKEN": "true"})
+    assert allowed.backends[0].agent_token == "token"
+    unset = controller.from_environ(CONTROLLER | {"BACKENDS": "test", "RAP_ALLOW_DEFAULT_TOKEN": "true"})
+    assert unset.backends[0].agent_token == "token"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RAP_DATABASE_URL", ""),
+        ("RAP_DATABASE_URL", "sqlite:///x"),
+        ("RAP_LISTEN", "8000"),
+        ("RAP_LISTEN", "host:"),
+        ("RAP_LISTEN", "host:99999"),
+        ("RAP_LISTEN", ":80"),
+        ("BACKENDS", ","),
+        ("BACKENDS", "Test"),
+        ("BACKENDS", "a-b,a_b"),
+        ("BACKENDS", "../x"),
+        ("TEST_CLIENT_TOKENS", "a\nb"),
+        ("TEST_JOB_SERVER_TOKEN", "héllo"),
+        ("TEST_MAX_WORKERS", "-1"),
+        ("TEST_JOB_CPU_COUNT", "0"),
+        ("TEST_JOB_MEMORY_LIMIT", "much"),
+        ("DEFAULT_JOB_MEMORY_LIMIT", "0G"),
+        ("WORKSPACE_EHRQL_MAX_JOIN_COUNT", "{"),
+        ("WORKSPACE_EHRQL_MAX_JOIN_COUNT", '{"a": "b"}'),
+        ("WORKSPACE_EHRQL_MAX_JOIN_COUNT", "[1]"),
+        ("RAP_IMAGE_DIGESTS", "maybe"),
+        ("RAP_LEASE_SECONDS", "0"),
+        ("RAP_POOL_SIZE", "1"),
+        ("RAP_MAX_BODY", "1"),
+        ("LOGLEVEL", "loud"),
+        ("RAP_LOG_FORMAT", "xml"),
+        ("LEVEL4_MAX_CSV_ROWS", "1.5"),
+    ],
+)
+def test_what_the_controller_refuses(name: str, value: str):
+    (fault,) = refused(controller.from_environ, CONTROLLER | {name: value})
+    assert fault.split()[0] == name
+
+
+def test_addresses_to_listen_at():
+    def listen(raw: str) -> tuple[str, int]:
+        settings = controller.from_environ(CONTROLLER | {"RAP_LISTEN": raw})
+        return settings.listen_host, settings.listen_port
+
+    assert listen("127.0.0.1:0") == ("127.0.0.1", 0)
+    assert listen("[::1]:8080") == ("::1", 8080)
+
+
+def test_all_faults_of_a_controller_come_together():
+    told = refused(
+        controller.from_environ,
+        {"BACKENDS": "test", "TEST_MAX_WORKERS": "x", "RAP_LISTEN": "y", "RAP_POOL_SIZE": "z"},
+    )
+    assert {fault.split()[0] for fault in told} == {
+        "RAP_DATABASE_URL",
+        "TEST_MAX_WORKERS",
+        "RAP_LISTEN",
+        "RAP_POOL_SIZE",
+    }
+
+
+def test_no_secret_of_the_controller_is_in_its_repr_and_all_are_listed():
+    secrets = {"hunter2-hunter2", "client-secret", "agent-secret", "git-secret", "stata-secret"}
+    settings = controller.from_environ(
+        CONTROLLER
+        | {
+            "BACKENDS": "test",
+            "TEST_CLIENT_TOKENS": "client-secret",
+            "TEST_JOB_SERVER_TOKEN": "agent-secret",
+            "PRIVATE_REPO_ACCESS_TOKEN": "git-secret",
+            "STATA_LICENSE": "stata-secret",
+        }
+    )
+    assert not [secret for secret in secrets if secret in repr(settings)]
+    assert set(settings.secrets) == secrets
+
+
+def test_the_database_alone():
+    assert controller.database_url(CONTROLLER | {"RAP_POOL_SIZE": "x"}) == CONTROLLER["RAP_DATABASE_URL"]
+    assert len(refused(controller.database_url, {})) == 1
+
+
+def test_defaults_of_the_agent():
+    settings = agent.from_environ(AGENT)
+    assert settings.controller_url == "https://controller.example.org"
+    assert settings.executor == "sandbox"
+    assert settings.slots >= 2
+    assert settings.egress == Egress(metrics=True, logs=False, outputs=False)
+    assert settings.job_time_limit is None
+    assert settings.exit_mode == agent.LEAVE
+    assert not settings.allow_unisolated
+    assert not settings.sandbox_network
+    assert settings.high_privacy_dir == Path.cwd() / "workdir" / "high_privacy"
+    assert settings.archive_dir == settings.high_privacy_dir / "archives"
+    assert settings.db_env == {}
+    assert settings.agent_id
+
+
+def test_the_upstream_name_of_the_address_serves_too():
+    values = {name: value for name, value in AGENT.items() if name != "RAP_CONTROLLER_URL"}
+    settings = agent.from_environ(values | {"CONTROLLER_TASK_API_ENDPOINT": "http://c:3000/"})
+    assert settings.controller_url == "http://c:3000"
+    assert refused(agent.from_environ, values)[0].startswith("RAP_CONTROLLER_URL must be set")
+    (fault,) = refused(agent.from_environ, values | {"CONTROLLER_TASK_API_ENDPOINT": "c:3000"})
+    assert fault.startswith("CONTROLLER_TASK_API_ENDPOINT has")
+
+
+@pytest.mark.parametrize(
+    ("raw", "egress"),
+    [
+        ("status", Egress(metrics=False, logs=False, outputs=False)),
+        ("+metrics", Egress(metrics=True, logs=False, outputs=False)),
+        ("status,+metrics", Egress(metrics=True, logs=False, outputs=False)),
+        ("+logs", Egress(metrics=False, logs=True, outputs=False)),
+        ("+metrics, +logs, +outputs", Egress(metrics=True, logs=True, outputs=True)),
+        ("open", Egress(metrics=True, logs=True, outputs=True)),
+    ],
+)
+def test_egress(raw: str, egress: Egress):
+    assert agent.from_environ(AGENT | {"RAP_EGRESS": raw}).egress == egress
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BACKEND", ""),
+        ("BACKEND", "a/b"),
+        ("RAP_CONTROLLER_URL", "ftp://x"),
+        ("RAP_CONTROLLER_URL", "http://"),
+        ("RAP_CONTROLLER_URL", "http://user:password@host"),
+        ("RAP_CONTROLLER_URL", "http://host:port"),
+        ("RAP_CONTROLLER_URL", "http://host/?a=b"),
+        ("CONTROLLER_TASK_API_TOKEN", ""),
+        ("CONTROLLER_TASK_API_TOKEN", "a\r\nb"),
+        ("RAP_AGENT_ID", "a b"),
+        ("RAP_EXECUTOR", "docker"),
+        ("RAP_AGENT_SLOTS", "0"),
+        ("RAP_EGRESS", "everything"),
+        ("RAP_EGRESS", ","),
+        ("RAP_JOB_TIME_LIMIT", "-1"),
+        ("STATS_POLL_INTERVAL", "0"),
+        ("RAP_AGENT_EXIT", "stay"),
+        ("RAP_ALLOW_UNISOLATED", "perhaps"),
+    ],
+)
+def test_what_the_agent_refuses(name: str, value: str):
+    (fault,) = refused(agent.from_environ, AGENT | {name: value})
+    assert fault.split()[0] == name
+    assert "password" not in fault
+
+
+def test_secrets_of_database_jobs():
+    values = AGENT | {
+        "DEFAULT_DATABASE_URL": "mssql://u:p-a-s-s@h/d",
+        "TEMP_DATABASE_NAME": "temp",
+        "PRESTO_TLS_CERT": "certificate",
+        "PRESTO_TLS_KEY": "private-key",
+        "EMIS_ORGANISATION_HASH": "hash-of-it",
+    }
+    settings = agent.from_environ(values)
+    assert settings.db_env == {
+        "DATABASE_URL": "mssql://u:p-a-s-s@h/d",
+        "TEMP_DATABASE_NAME": "temp",
+        "PRESTO_TLS_CERT": "certificate",
+        "PRESTO_TLS_KEY": "private-key",
+        "EMIS_ORGANISATION_HASH": "hash-of-it",
+    }
+    assert "p-a-s-s" not in repr(settings)
+    assert "secret-of-agents" not in repr(settings)
+    assert {"secret-of-agents", *settings.db_env.values()} == set(settings.secrets)
+
+
+@pytest.mark.parametrize("given", ["PRESTO_TLS_CERT", "PRESTO_TLS_KEY"])
+def test_half_a_certificate_is_none(given: str):
+    (fault,) = refused(agent.from_environ, AGENT | {given: "x"})
+    missing = {"PRESTO_TLS_CERT": "PRESTO_TLS_KEY", "PRESTO_TLS_KEY": "PRESTO_TLS_CERT"}[given]
+    assert fault == f"{missing} must be set too, since {given} is"

@@ -1,0 +1,105 @@
+"""Log lines: one JSON object each, from structlog and logging alike, and never a secret."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import logs
+
+SECRET = "swordfish-swordfish"
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Where the lines go; logging is as it was afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    loggers = {name: logging.getLogger(name).level for name in ("aiohttp.access", "asyncio", "asyncpg")}
+    stream = io.StringIO()
+    logs.configure("debug", "json", secrets=[SECRET, "token"], stream=stream)
+    yield stream
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in loggers.items():
+        logging.getLogger(name).setLevel(before)
+    logging.captureWarnings(capture=False)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_line_has_level_time_context_and_fields(stream: io.StringIO):
+    with structlog.contextvars.bound_contextvars(rap_id="r1"):
+        structlog.get_logger().info("job_created", jobs=3)
+    (line,) = lines(stream)
+    assert line.pop("timestamp")
+    assert line == {"event": "job_created", "level": "info", "rap_id": "r1", "jobs": 3}
+
+
+def test_the_standard_librarys_logging_takes_the_same_way(stream: io.StringIO):
+    logging.getLogger("asyncpg.pool").warning("lost %s", "one", extra={"attempt": 2})
+    (line,) = lines(stream)
+    assert (line["event"], line["level"], line["attempt"]) == ("lost one", "warning", 2)
+    logging.getLogger("aiohttp.access").info("GET /")
+    assert len(lines(stream)) == 1
+
+
+def test_values_of_keys_that_sound_secret_are_masked(stream: io.StringIO):
+    structlog.get_logger().info(
+        "x", client_token="a", Authorization="b", database_url="c", password={"d": "e"}, nested={"api_token": "f"}
+    )
+    (line,) = lines(stream)
+    for key in ("client_token", "Authorization", "database_url", "password"):
+        assert line[key] == logs.MASK
+    assert line["nested"] == {"api_token": logs.MASK}
+
+
+def test_known_secrets_are_masked_wherever_they_are(stream: io.StringIO):
+    log = structlog.get_logger()
+    log.info(f"asked with {SECRET}", url=f"https://x:{SECRET}@h/", items=[SECRET, 1], error=ValueError(SECRET))
+    logging.getLogger("x").warning("%s", SECRET)
+    try:
+        raise RuntimeError(f"no entry with {SECRET}")
+    except RuntimeError:
+        log.exception("failed")
+    assert SECRET not in stream.getvalue()
+    assert "no entry with [redacted]" in stream.getvalue()
+
+
+def test_passwords_of_urls_are_masked_even_if_unknown(stream: io.StringIO):
+    structlog.get_logger().info("connecting to postgresql://rap:unknown@db/rap")
+    assert lines(stream)[0]["event"] == f"connecting to postgresql://rap:{logs.MASK}@db/rap"
+
+
+def test_short_words_are_no_secrets(stream: io.StringIO):
+    structlog.get_logger().info("a token was given")
+    assert lines(stream)[0]["event"] == "a token was given"
+
+
+def test_readable_lines(stream: io.StringIO):
+    logs.configure("info", "console", stream=stream)
+    structlog.get_logger().info("hello", who="you")
+    structlog.get_logger().debug("not shown")
+    assert "hello" in stream.getvalue()
+    assert "who=you" in stream.getvalue()
+    assert "not shown" not in stream.getvalue()
+
+
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_no_value_can_carry_a_secret_or_break_the_redactor(value: object):
+    redactor = logs.Redactor([SECRET])
+    event = redactor(None, "info", {"event": "x", "value": [value, SECRET, {"k": SECRET}]})
+    assert SECRET not in repr(event)
