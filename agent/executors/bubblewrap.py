@@ -1,0 +1,144 @@
+"""What a job sees of the machine when bubblewrap runs it, and whether bubblewrap works here."""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from agent.executors.base import Unusable
+from agent.executors.supervisor import STATUS_FD
+from agent.images import SYSTEM
+
+WORKSPACE = "/workspace"
+PROBE_SECONDS = 30.0
+HOME = "/tmp"  # noqa: S108  # inside the sandbox, where it is the job's own
+
+ETC = (
+    "alternatives",
+    "fonts",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+    "R",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+)
+"""All that a job sees of /etc: what programs need to start, nothing about this machine or its users."""
+ETC_WITH_NETWORK = ("hosts", "nsswitch.conf", "protocols", "resolv.conf", "services")
+
+USERS = "job:x:1000:1000:job:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+GROUPS = "job:x:1000:\nnogroup:x:65534:\n"
+
+
+@frozen(kw_only=True)
+class Bubblewrap:
+    """A bubblewrap that was found to work."""
+
+    path: str
+    options: frozenset[str]
+    """What this version can do beyond 0.4: of `--size` and `--disable-userns`."""
+
+    def arguments(
+        self,
+        *,
+        volume: Path,
+        stubs: Path,
+        read: Sequence[Path],
+        env: Mapping[str, str],
+        memory_bytes: int,
+        network: bool,
+    ) -> bytes:
+        """The options, NUL-separated, for `--args FD`: the environment must not be on a command line.
+
+        :param stubs: a directory with `passwd` and `group`.
+        :param read: what the interpreter needs beyond the system's directories, parents before children.
+        """
+        options = [*self._namespaces(network), *_system(), *self._writable(memory_bytes)]
+        for name in ETC + (ETC_WITH_NETWORK if network else ()):
+            options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+        for name in ("passwd", "group"):
+            options += ["--ro-bind", str(stubs / name), f"/etc/{name}"]
+        for path in read:
+            options += _expose(path)
+        options += ["--bind", str(volume), WORKSPACE, "--chdir", WORKSPACE, "--remount-ro", "/"]
+        for name, value in env.items():
+            options += ["--setenv", name, value]
+        options += ["--json-status-fd", str(STATUS_FD)]
+        return b"\0".join(os.fsencode(option) for option in options)
+
+    def _namespaces(self, network: bool) -> list[str]:
+        options = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+        if not network:
+            options.append("--unshare-net")
+        if "--disable-userns" in self.options:
+            options.append("--disable-userns")
+        options += ["--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
+        return [*options, "--cap-drop", "ALL", "--die-with-parent", "--new-session"]
+
+    def _writable(self, memory_bytes: int) -> list[str]:
+        """/dev and /tmp in memory, each no larger than the memory limit; /proc, which must not be writable.
+
+        To the kernel a root agent's job is still root without capabilities, and root's files below /proc/sys ask
+        for none: with a writable /proc such a job could change the machine's settings, `core_pattern` included.
+        """
+        size = ["--size", str(memory_bytes)] if "--size" in self.options else []
+        options = ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
+        for directory in ("/dev/shm", HOME):  # noqa: S108  # the sandbox's own
+            options += [*size, "--tmpfs", directory]
+        return options
+
+
+def probe(path: str) -> Bubblewrap:
+    """Make a sandbox for real, with every option that jobs get (blocking).
+
+    :raises Unusable: why there cannot be one, in bubblewrap's own words and ours.
+    """
+    _, helped = _run(path, "--help")
+    options = frozenset(option for option in ("--size", "--disable-userns") if option in helped)
+    for chosen in (options, options - {"--disable-userns"}):
+        # A setuid bubblewrap knows --disable-userns but refuses it.
+        found = Bubblewrap(path=path, options=chosen)
+        trial = [*found._namespaces(network=False), *_system(), *found._writable(1 << 20)]
+        code, said = _run(path, *trial, "--remount-ro", "/", "--", "/bin/true")
+        if code == 0:
+            return found
+    raise Unusable(
+        f"bubblewrap is installed but cannot make a sandbox here: {said.strip() or f'exit code {code}'}. "
+        "The machine may forbid user namespaces (sysctl kernel.unprivileged_userns_clone, "
+        "kernel.apparmor_restrict_unprivileged_userns, user.max_user_namespaces), or this is a container "
+        "without the right to make them"
+    )
+
+
+def _run(path: str, *arguments: str) -> tuple[int, str]:
+    try:
+        done = subprocess.run(
+            [path, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={},
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 1, str(error)
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
+def _system() -> list[str]:
+    options = []
+    for path in SYSTEM:
+        if path.exists():
+            options += _expose(path)
+    return options
+
+
+def _expose(path: Path) -> list[str]:
+    if path.is_symlink():
+        return ["--symlink", str(path.readlink()), str(path)]
+    return ["--ro-bind", str(path), str(path)]

@@ -1,0 +1,338 @@
+"""Jobs as processes of this machine: in a bubblewrap sandbox, or bare where the operator allows that.
+
+Every run has a supervisor of its own (`agent.executors.supervisor`) that is nobody's child and outlives the
+agent, and a directory of notes (`agent.executors.notes`). This class holds nothing that it could not read again.
+
+What a job may use: CPU by affinity to `ceil(cpu_count)` CPUs and a lower priority; memory by RLIMIT_DATA for
+each process at once and by the supervisor's look at the whole tree every `sample_seconds`, which also bounds the
+number of processes. Not by cgroups: an ordinary user may write them only where systemd delegated a subtree, and
+half of the machines having another rule would be worse than one rule everywhere. The `docker` executor has them.
+
+The log keeps the first `log_bytes` of the output; what comes after is dropped as the supervisor notices.
+"""
+
+import asyncio
+import contextlib
+import marshal
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from agent.executors import bubblewrap
+from agent.executors.base import ExecutorError, Exit, Phase, Run, Status, Unusable
+from agent.executors.bubblewrap import Bubblewrap
+from agent.executors.notes import Notes, home_of
+from agent.executors.supervisor import ARGS_FD
+from agent.images import ImageTable
+
+ALLOW_SETTING = "RAP_ALLOW_UNISOLATED"
+BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); import supervisor; supervisor.launch()"
+PROCESSES = 1024
+"""How many processes and threads (isolated) or processes (bare) one job may have."""
+OPEN_FILES = 4096
+NICENESS = 5
+TERMINATE_SECONDS = 10.0
+"""How long the supervisor may take to end its run before it is ended itself."""
+
+log = structlog.get_logger()
+
+
+class SandboxExecutor:
+    """The executor `sandbox`.
+
+    :param images: which interpreter stands for which image.
+    :param allow_unisolated: run jobs as plain processes where bubblewrap is missing or does not work.
+    :param bubblewrap_path: the program; None to do without on purpose (needs `allow_unisolated`).
+    :param share_network: give jobs with `Run.network` the machine's network. Without it they have none either.
+    :param sample_seconds: how often a supervisor looks at its run.
+    :param log_bytes: how much output is kept.
+    """
+
+    name = "sandbox"
+
+    def __init__(
+        self,
+        images: ImageTable,
+        *,
+        allow_unisolated: bool = False,
+        bubblewrap_path: str | None = "bwrap",
+        share_network: bool = False,
+        sample_seconds: float = 1.0,
+        log_bytes: int = 1 << 30,
+    ) -> None:
+        self._images = images
+        self._allow_unisolated = allow_unisolated
+        self._bubblewrap_path = bubblewrap_path
+        self._share_network = share_network
+        self._sample_seconds = sample_seconds
+        self._log_bytes = log_bytes
+        self._checked = False
+        self._checking = asyncio.Lock()
+        self._bubblewrap: Bubblewrap | None = None
+        # Who was given which CPUs: a hint for spreading, not a reservation, so losing it costs nothing.
+        self._cpus: dict[str, set[int]] = {}
+
+    @property
+    def isolated(self) -> bool:
+        """Whether jobs run in a sandbox; known after `check`."""
+        return self._bubblewrap is not None
+
+    async def check(self) -> None:
+        """Make a sandbox for real.
+
+        :raises Unusable: there cannot be one, and bare processes are not allowed.
+        """
+        async with self._checking:
+            if self._checked:
+                return
+            try:
+                self._bubblewrap = await self._probe()
+            except Unusable as reason:
+                if not self._allow_unisolated:
+                    raise
+                log.warning("jobs run without isolation", reason=str(reason), setting=ALLOW_SETTING)
+            self._checked = True
+
+    async def _probe(self) -> Bubblewrap:
+        if not await asyncio.to_thread(os.path.exists, f"/proc/self/task/{os.getpid()}/children"):
+            raise Unusable("the kernel lacks /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)")
+        found = self._bubblewrap_path and await asyncio.to_thread(shutil.which, self._bubblewrap_path)
+        advice = f"set {ALLOW_SETTING}=true to run jobs as plain processes, with no isolation at all"
+        if not found:
+            raise Unusable(f"bubblewrap is not installed: install the package `bubblewrap`, or {advice}")
+        try:
+            return await asyncio.to_thread(bubblewrap.probe, found)
+        except Unusable as reason:
+            raise Unusable(f"{reason}; or {advice}") from reason
+
+    async def prepare(self, run: Run) -> None:
+        """Find the interpreter.
+
+        :raises ExecutorError: the image is unknown, its program is missing, or the environment is malformed.
+        """
+        program = self._images.find(run.image).command[0]
+        if not await asyncio.to_thread(os.access, program, os.X_OK):
+            raise ExecutorError(f"The program for image '{run.image}', {program}, cannot be run", fatal=False)
+        for name, value in run.env.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ExecutorError(f"Environment variable {name!r} has a malformed name or value", fatal=True)
+        if any("\0" in argument for argument in run.args):
+            raise ExecutorError("An argument of the command contains a NUL character", fatal=True)
+
+    async def execute(self, run: Run) -> None:
+        """Start the supervisor; return when the job is under way.
+
+        :raises ExecutorError: it could not be started.
+        """
+        await self.check()
+        await self.prepare(run)
+        if (await self.status(run)).phase is not Phase.ABSENT:
+            return
+        cpus = self._choose_cpus(run)
+        await asyncio.to_thread(self._launch, run, cpus)
+
+    def _launch(self, run: Run, cpus: set[int]) -> None:
+        """Start the supervisor and wait until it says that the job is started (blocking)."""
+        try:
+            spec_fd = self._write_spec(run, cpus)
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(Path(__file__).parent), str(run.state_dir)],
+                    stdin=spec_fd,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env={"LC_CTYPE": "C.UTF-8"},
+                    start_new_session=True,
+                    check=False,
+                )
+            finally:
+                os.close(spec_fd)
+        except OSError as error:
+            raise ExecutorError(f"cannot start a job: {error}", fatal=False) from error
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise ExecutorError(f"cannot start a job: {said or f'exit code {done.returncode}'}", fatal=False)
+
+    def _write_spec(self, run: Run, cpus: set[int]) -> int:
+        """The supervisor's specification, as an anonymous file at its start."""
+        run.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (run.state_dir / "lock").open("ab"):
+            pass
+        command = list(self._images.command(run.image, run.args))
+        spec: dict[str, Any] = {
+            "agent": os.getpid(),
+            "state_dir": str(run.state_dir.absolute()),
+            "isolated": self._bubblewrap is not None,
+            "seconds": run.limits.seconds,
+            "memory_bytes": run.limits.memory_bytes,
+            "processes": PROCESSES,
+            "log_bytes": self._log_bytes,
+            "sample_seconds": self._sample_seconds,
+            "cpus": cpus,
+            "nice": NICENESS,
+            "rlimits": _rlimits(run),
+        }
+        if self._bubblewrap is None:
+            home = home_of(run.state_dir)
+            home.mkdir(mode=0o700, exist_ok=True)
+            env = self._environment(run, command[0], str(home)) | {"TMPDIR": str(home)}
+            spec |= {"argv": command, "env": env, "directory": str(run.volume.absolute())}
+        else:
+            spec |= self._sandboxed(self._bubblewrap, run, command)
+        fd = os.memfd_create("run")
+        with open(fd, "wb", closefd=False) as file:
+            marshal.dump(spec, file)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+
+    def _sandboxed(self, found: Bubblewrap, run: Run, command: list[str]) -> dict[str, Any]:
+        (run.state_dir / "passwd").write_text(bubblewrap.USERS)
+        (run.state_dir / "group").write_text(bubblewrap.GROUPS)
+        arguments = found.arguments(
+            volume=run.volume.absolute(),
+            stubs=run.state_dir.absolute(),
+            read=self._images.find(run.image).paths(),
+            env=self._environment(run, command[0], bubblewrap.HOME),
+            memory_bytes=run.limits.memory_bytes,
+            network=run.network and self._share_network,
+        )
+        return {
+            "argv": [found.path, "--args", str(ARGS_FD), "--", *_bounded(command)],
+            "env": {},
+            "directory": "/",
+            "bubblewrap_args": arguments,
+        }
+
+    def _environment(self, run: Run, program: str, home: str) -> dict[str, str]:
+        path = f"{Path(program).parent}:/usr/local/bin:/usr/bin:/bin"
+        return {"PATH": path, "LANG": "C.UTF-8", **run.env, "HOME": home}
+
+    def _choose_cpus(self, run: Run) -> set[int]:
+        """The CPUs that fewest of our runs were given; empty for all there are."""
+        there = os.sched_getaffinity(0)
+        wanted = max(1, math.ceil(run.limits.cpu_count))
+        if wanted >= len(there):
+            return set()
+        load = Counter(cpu for cpus in self._cpus.values() for cpu in cpus)
+        chosen = set(sorted(there, key=lambda cpu: (load[cpu], cpu))[:wanted])
+        self._cpus[run.task_id] = chosen
+        return chosen
+
+    async def status(self, run: Run) -> Status:
+        """The run's phase, from its notes and the kernel."""
+        return await asyncio.to_thread(Notes(run.state_dir).status)
+
+    async def wait(self, run: Run) -> Exit:
+        """Sleep until the supervisor has ended: the kernel says so through a pidfd, to any process.
+
+        :raises ExecutorError: the run is absent.
+        """
+        notes = Notes(run.state_dir)
+        status = await asyncio.to_thread(notes.status)
+        if status.phase is Phase.RUNNING:
+            if (fd := await asyncio.to_thread(_open_supervisor, notes)) is not None:
+                await _readable(fd)
+            status = await asyncio.to_thread(notes.status)
+        if status.exit is None:
+            raise ExecutorError(f"Task {run.task_id} is not there to wait for", fatal=False)
+        self._cpus.pop(run.task_id, None)
+        return status.exit
+
+    async def terminate(self, run: Run) -> None:
+        """Tell the supervisor to end everything, and return when it has."""
+        notes = Notes(run.state_dir)
+        fd = await asyncio.to_thread(_request_end, notes)
+        if fd is None:
+            return
+        try:
+            await asyncio.wait_for(_readable(os.dup(fd)), TERMINATE_SECONDS)
+        except TimeoutError:
+            # Stopped, or worse. Its sandbox dies with it; of a bare run the next line ends what is left.
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            await _readable(os.dup(fd))
+        finally:
+            os.close(fd)
+        await asyncio.to_thread(notes.status)
+
+    async def logs(self, run: Run, offset: int, limit: int) -> bytes:
+        """Up to `limit` bytes of the combined output from byte `offset`."""
+        limit = min(limit, self._log_bytes - offset)
+        return await asyncio.to_thread(Notes(run.state_dir).log, offset, limit) if limit > 0 else b""
+
+    async def sample(self, run: Run) -> Mapping[str, float]:
+        """The four metrics, as the supervisor saw them last."""
+        return await asyncio.to_thread(Notes(run.state_dir).metrics)
+
+    async def cleanup(self, run: Run) -> None:
+        """End the run if need be, and remove its notes."""
+        await self.terminate(run)
+        await asyncio.to_thread(Notes(run.state_dir).forget)
+        self._cpus.pop(run.task_id, None)
+
+    async def close(self) -> None:
+        """Nothing to let go of: supervisors are on their own."""
+
+
+def _request_end(notes: Notes) -> int | None:
+    """Ask the supervisor to end its run; its pidfd, or None if nothing runs (blocking)."""
+    with notes.locked():  # a launcher on its way has either written `started` or will never start
+        fd = _open_supervisor(notes)
+    if fd is None or (notes.directory / "exit.json").exists():
+        if fd is not None:
+            os.close(fd)
+        return None
+    (notes.directory / "terminate").touch()
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+    return fd
+
+
+def _open_supervisor(notes: Notes) -> int | None:
+    """A pidfd of the living supervisor, if there is one (blocking)."""
+    started = notes.started()
+    return None if started is None else started.open_supervisor()
+
+
+async def _readable(fd: int) -> None:
+    """Sleep until `fd` can be read, then close it."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+
+
+def _rlimits(run: Run) -> dict[int, tuple[int, int]]:
+    """Limits of each process: no core dumps, private memory, open files."""
+    memory = run.limits.memory_bytes
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    return {
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_DATA: (memory, memory),
+        resource.RLIMIT_NOFILE: (files, files),
+    }
+
+
+def _bounded(command: list[str]) -> list[str]:
+    """The command with a bound on processes, set inside the sandbox, where only the job's own are counted.
+
+    The kernel does not apply it to root, whom an agent should not be anyway; the supervisor's look does.
+    """
+    prlimit = "/usr/bin/prlimit"
+    if os.geteuid() == 0 or not os.path.exists(prlimit):
+        return command
+    return [prlimit, f"--nproc={PROCESSES}", "--", *command]

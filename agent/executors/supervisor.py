@@ -1,0 +1,448 @@
+"""The small process that outlives the agent and owns one run: it starts it, limits it, and says how it ended.
+
+The agent starts it as `python -I -S -c ...` (see `agent.executors.sandbox`), so it imports nothing that is slow:
+no `json`, no `signal` (4 ms of `enum`), nothing outside the standard library. The specification of the run comes
+through descriptor 0, an anonymous file of `marshal` data: the environment never touches a command line or a disk.
+
+Files, all in the run's state directory:
+
+- `lock`: held (`flock`) from the first look until `started` is written. Whoever starts, ends or forgets a run that
+  has no `started` holds it, so of two launchers one starts the job and the other sees that it has been started.
+- `started`: who supervises. The job itself waits at a gate (a pipe) that opens after this file is on disk; if the
+  supervisor dies before that, the gate breaks and the job never begins. So: no `started`, no job, ever.
+- `metrics.json`: the latest sample; `terminate`: the agent asked for the end; `log`: the combined output.
+- `exit.json`: how it ended, written when no process of the run is left. Its space is reserved before the job
+  starts, so a job that fills the disk is still reported.
+"""
+
+import _signal  # type: ignore[import-not-found]  # the C half of `signal`: the other half costs 4 ms of `enum`
+import fcntl
+import marshal
+import os
+import resource
+import time
+
+TYPE_CHECKING = False  # `typing` is slow, too; type checkers take the name for what it says
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+ARGS_FD = 3
+"""Where bubblewrap reads its options, environment included."""
+STATUS_FD = 4
+"""Where bubblewrap says whether the command was started at all."""
+ENGINE_FAILED = 125
+"""The exit code of a sandbox that could not be made (Docker's choice, too)."""
+AGENT_GONE = 3
+"""The launcher's own exit code when nobody waits for it any more."""
+MIB = 1024 * 1024
+_PR_SET_CHILD_SUBREAPER = 36
+_BLOCKED = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def launch() -> "NoReturn":
+    """The agent's direct child: fork the supervisor, leave when the job is under way or cannot be."""
+    spec = marshal.loads(read(0))  # noqa: S302  # from our own agent, through an anonymous file
+    os.chdir(spec["state_dir"])
+    lock = os.open("lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if os.fstat(lock).st_nlink == 0 or os.getppid() != spec["agent"]:
+        os._exit(AGENT_GONE)
+    if os.path.exists("started") or os.path.exists("exit.json"):
+        os._exit(0)
+    answer, ready = os.pipe()
+    if os.fork() == 0:
+        os.close(answer)
+        _supervise(spec, lock, ready)
+    os.close(ready)
+    said = read(answer)
+    if said == b"ok":
+        os._exit(0)
+    os.write(2, said or b"the supervisor died")
+    os._exit(1)
+
+
+def _supervise(spec: "dict[str, Any]", lock: int, ready: int) -> "NoReturn":
+    run = None
+    try:
+        quiet = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(quiet, fd)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _BLOCKED)
+        run = Supervised(spec)
+        run.start(lock, ready)
+        run.watch()
+        run.finish()
+    except BaseException as error:  # the last thing this process can do is say why
+        reason = f"{type(error).__name__}: {error}".encode()
+        if run is None or not run.under_way:
+            os.write(ready, reason)
+        else:
+            run.kill()
+            replace("fault", reason)
+    os._exit(0)
+
+
+class Supervised:
+    """The one run of this process."""
+
+    def __init__(self, spec: "dict[str, Any]") -> None:
+        self.spec = spec
+        self.under_way = False
+        self.meter = Meter(spec["sample_seconds"])
+        self.job = 0
+        self.wait_status = 0
+        self.flags = {"oom_killed": False, "timed_out": False, "terminated": False, "log_truncated": False}
+        self.exit_fd = -1
+        self.status_fd = -1
+
+    def start(self, lock: int, ready: int) -> None:
+        """Fork the job up to its gate, write down that it is started, open the gate."""
+        spec = self.spec
+        self.exit_fd = os.open("exit.tmp", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.posix_fallocate(self.exit_fd, 0, 4096)
+        become_subreaper()
+        if spec["isolated"]:
+            self.status_fd = os.memfd_create("status")
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        gate, opener = os.pipe()
+        self.job = os.fork()
+        if self.job == 0:
+            os.close(opener)
+            os.close(lock)
+            os.close(ready)
+            _become_job(spec, gate, log, self.status_fd)
+        os.close(gate)
+        os.close(log)
+        self.started_at_ns = time.time_ns()
+        me = os.getpid()
+        replace("started", encode({
+            "supervisor": me,
+            "supervisor_start": start_ticks(me),
+            "job": self.job,
+            "job_start": start_ticks(self.job),
+            "boot_id": boot_id(),
+            "at_ns": self.started_at_ns,
+        }), durable=True)  # fmt: skip
+        self.under_way = True
+        os.write(opener, b"!")
+        os.close(opener)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+        os.write(ready, b"ok")
+        os.close(ready)
+
+    def watch(self) -> None:
+        """Sleep until the job ends, or has to."""
+        limit = self.spec["seconds"]
+        deadline = None if limit is None else self.meter.began + limit
+        while True:
+            now = time.monotonic()
+            wake = self.meter.due if deadline is None else min(self.meter.due, deadline)
+            info = _signal.sigtimedwait((_signal.SIGCHLD, _signal.SIGTERM), max(0.0, wake - now))
+            if self._reap():
+                return
+            if info is not None and info.si_signo == _signal.SIGTERM:
+                self.flags["terminated"] = os.path.exists("terminate")
+                break
+            if deadline is not None and time.monotonic() >= deadline:
+                self.flags["timed_out"] = True
+                break
+            if time.monotonic() >= self.meter.due and self._exceeds():
+                break
+        self.kill()
+
+    def _exceeds(self) -> bool:
+        """Take a sample; whether the tree uses more memory or processes than it may."""
+        tree = descendants()
+        resident = self.meter.sample(tree)
+        try:
+            replace("metrics.json", encode(self.meter.metrics()))
+            if os.stat("log").st_size > self.spec["log_bytes"]:
+                os.truncate("log", self.spec["log_bytes"])
+                self.flags["log_truncated"] = True
+        except OSError:
+            pass  # a full disk costs a sample, never the job
+        memory = self.spec["memory_bytes"]
+        # Resident pages that processes share are counted once for each: only the proportional share convicts.
+        if resident > memory and proportional(tree, resident) > memory:
+            self.flags["oom_killed"] = True
+            return True
+        crowded: bool = len(tree) > self.spec["processes"]
+        return crowded
+
+    def _reap(self) -> bool:
+        """Collect who has ended; whether the job is among them."""
+        ended = False
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return ended
+            if pid == 0:
+                return ended
+            self.meter.add(usage)
+            if pid == self.job:
+                self.wait_status, ended = status, True
+                self.job = 0
+
+    def kill(self) -> None:
+        """End every process of the run, and return when the kernel has none left.
+
+        As a subreaper this process inherits every orphan, daemons included. Isolated, the first to die is the
+        sandbox's init, and the kernel ends the rest of its namespace.
+        """
+        while True:
+            for pid in descendants():
+                try:
+                    os.kill(pid, _signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            try:
+                pid, status, usage = os.wait4(-1, 0)
+            except ChildProcessError:
+                return
+            self.meter.add(usage)
+            if pid == self.job:
+                self.wait_status = status
+                self.job = 0
+
+    def finish(self) -> None:
+        """Write exit.json once nothing of the run is left."""
+        self.kill()
+        code = os.waitstatus_to_exitcode(self.wait_status)
+        code = 128 - code if code < 0 else code
+        engine_failed = False
+        if self.status_fd >= 0 and os.WIFEXITED(self.wait_status):
+            engine_failed = b'"exit-code"' not in os.pread(self.status_fd, 4096, 0)
+        self.meter.end()
+        outcome = {
+            "code": ENGINE_FAILED if engine_failed else code,
+            "engine_failed": engine_failed,
+            "started_at_ns": self.started_at_ns,
+            "finished_at_ns": time.time_ns(),
+            "cpu_seconds": round(self.meter.reaped_cpu, 6),
+            "max_rss_bytes": self.meter.max_rss,
+            **self.flags,
+            **self.meter.metrics(),
+        }
+        text = encode(outcome)
+        os.pwrite(self.exit_fd, text, 0)
+        os.ftruncate(self.exit_fd, len(text))
+        os.fsync(self.exit_fd)
+        os.rename("exit.tmp", "exit.json")
+
+
+class Meter:
+    """CPU and memory of a process tree: samples while it runs, the kernel's own account when it has ended."""
+
+    def __init__(self, period: float) -> None:
+        self.period = period
+        self.began = self.last = time.monotonic()
+        self.due = self.began + period
+        self.reaped_cpu = 0.0
+        self.max_rss = 0
+        self.cpu = 0.0
+        self.cpu_peak = 0.0
+        self.mem_peak = 0.0
+        self.mem_seconds = 0.0
+        self.samples = 0
+        self.ended = 0.0
+
+    def add(self, usage: "resource.struct_rusage") -> None:
+        """The account of a child that ended: its own and of all whom it waited for."""
+        self.reaped_cpu += usage.ru_utime + usage.ru_stime
+        self.max_rss = max(self.max_rss, usage.ru_maxrss * 1024)
+
+    def sample(self, tree: "list[int]") -> int:
+        """Look at every process of `tree` once; the resident bytes of all."""
+        cpu, resident = self.reaped_cpu, 0
+        for pid in tree:
+            fields = stat(pid)
+            if fields:
+                cpu += sum(int(ticks) for ticks in fields[11:15]) / _TICK
+                resident += int(fields[21]) * _PAGE
+        now = time.monotonic()
+        span = now - self.last
+        self.cpu_peak = max(self.cpu_peak, 100 * (cpu - self.cpu) / span)
+        self.mem_peak = max(self.mem_peak, resident / MIB)
+        self.mem_seconds += resident / MIB * span
+        self.cpu, self.last, self.due = max(cpu, self.cpu), now, now + self.period
+        self.samples += 1
+        return resident
+
+    def end(self) -> None:
+        """Close the account: what came after the last sample, and the whole of a run too short for one."""
+        now = time.monotonic()
+        span = now - self.last
+        if self.samples == 0 or span > self.period / 2:
+            self.cpu_peak = max(self.cpu_peak, 100 * (self.reaped_cpu - self.cpu) / span)
+        self.mem_peak = max(self.mem_peak, self.max_rss / MIB)
+        if self.samples == 0:
+            self.mem_seconds += self.max_rss / MIB * span
+            self.last = now
+        self.cpu = max(self.cpu, self.reaped_cpu)
+        mean = 100 * self.cpu / (now - self.began)
+        self.cpu_peak = max(self.cpu_peak, mean)
+        self.ended = now
+
+    def metrics(self) -> "dict[str, float]":
+        """The four metrics of the contract: percent of one CPU, and MiB."""
+        until = self.ended or self.last
+        return {
+            "cpu_mean": round(100 * self.cpu / (until - self.began), 3),
+            "cpu_peak": round(self.cpu_peak, 3),
+            "mem_mb_mean": round(self.mem_seconds / (self.last - self.began), 3),
+            "mem_mb_peak": round(self.mem_peak, 3),
+        }
+
+
+def _become_job(spec: "dict[str, Any]", gate: int, log: int, status: int) -> "NoReturn":
+    """In the forked child: limits, descriptors, the gate, then the job's own program."""
+    try:
+        os.setsid()
+        for name, (soft, hard) in spec["rlimits"].items():
+            resource.setrlimit(name, (soft, hard))
+        if spec["cpus"]:
+            os.sched_setaffinity(0, spec["cpus"])
+        os.nice(spec["nice"])
+        _place_descriptors(spec, log, status)
+        if os.read(gate, 1) != b"!":
+            os._exit(ENGINE_FAILED)
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+            _signal.signal(number, _signal.SIG_DFL)  # Python ignores them, and a child would inherit that
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        os.chdir(spec["directory"])
+        os.execve(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606  # a shell is what we do not want
+    except OSError as error:
+        os.write(log, f"could not start {spec['argv'][0]}: {error.strerror}\n".encode())
+    os._exit(127)
+
+
+def _place_descriptors(spec: "dict[str, Any]", log: int, status: int) -> None:
+    """0: nothing; 1 and 2: the log; bubblewrap's two. All others close themselves."""
+    if spec["isolated"]:
+        args = os.memfd_create("args")
+        write(args, spec["bubblewrap_args"])
+        os.lseek(args, 0, os.SEEK_SET)
+        # First out of the way: either may sit where the other has to go.
+        args, status = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (args, status))
+    log_copy = fcntl.fcntl(log, fcntl.F_DUPFD_CLOEXEC, 64)
+    os.dup2(log_copy, 1)
+    os.dup2(log_copy, 2)
+    if spec["isolated"]:
+        os.dup2(args, ARGS_FD)
+        os.dup2(status, STATUS_FD)
+
+
+def become_subreaper() -> None:
+    """Make orphans of the run this process's children.
+
+    The standard library has no other door to prctl(2) than ctypes, of which this is the part without 4 ms of import.
+    """
+    import _ctypes
+
+    this = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]  # None is this program; the stub forgot it
+    prctl = _ctypes.dlsym(this, "prctl")
+    if _ctypes.call_function(prctl, (_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) != 0:
+        raise OSError("prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def descendants() -> "list[int]":
+    """Every process below this one, parents before children."""
+    found: list[int] = []
+    pending = [os.getpid()]
+    while pending:
+        pid = pending.pop()
+        try:
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                children = _slurp(f"/proc/{pid}/task/{thread}/children").split()
+                pending.extend(int(child) for child in children)
+                found.extend(int(child) for child in children)
+        except OSError:
+            continue  # ended while we looked
+    return found
+
+
+def proportional(tree: "list[int]", fallback: int) -> int:
+    """Bytes of memory of all processes, a page that n of them share counted as 1/n; `fallback` if unreadable."""
+    total = 0
+    for pid in tree:
+        try:
+            for line in _slurp(f"/proc/{pid}/smaps_rollup").splitlines():
+                if line.startswith(b"Pss:"):
+                    total += int(line.split()[1]) * 1024
+        except PermissionError:
+            return fallback
+        except OSError:
+            continue
+    return total
+
+
+def stat(pid: int) -> "list[bytes]":
+    """/proc/<pid>/stat from the state on (field 3 of proc(5)); empty if there is no such process."""
+    try:
+        return _slurp(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    except OSError:
+        return []
+
+
+def start_ticks(pid: int) -> int:
+    """When the process began, in clock ticks since boot, which tells it from a later one of the same number.
+
+    0 if there is no such process, or it has ended and only its entry is left.
+    """
+    fields = stat(pid)
+    return 0 if not fields or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def boot_id() -> str:
+    """Which boot of the machine this is."""
+    return _slurp("/proc/sys/kernel/random/boot_id").decode().strip()
+
+
+def encode(values: "dict[str, Any]") -> bytes:
+    """A flat dict of numbers, flags and plain words as JSON (`json` takes 3 ms to import)."""
+    parts = []
+    for key, value in values.items():
+        if isinstance(value, bool):
+            text = "true" if value else "false"
+        else:
+            text = f'"{value}"' if isinstance(value, str) else repr(value)
+        parts.append(f'"{key}": {text}')
+    return ("{" + ", ".join(parts) + "}").encode()
+
+
+def replace(name: str, text: bytes, *, durable: bool = False) -> None:
+    """Write a file so that readers see all of it or nothing; `durable`: also after a power cut."""
+    fd = os.open(name + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        write(fd, text)
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(name + ".tmp", name)
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write all of `data`."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def read(fd: int) -> bytes:
+    """Everything up to the end of `fd`."""
+    parts = []
+    while part := os.read(fd, 1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _slurp(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return read(fd)
+    finally:
+        os.close(fd)

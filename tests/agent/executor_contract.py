@@ -1,0 +1,561 @@
+"""What every executor must do, as suites that a test module runs by subclassing them.
+
+`ExecutorContract` asks nothing of the runs but what any executor can be told through a `Subject`;
+`ProcessContract` adds what holds where a run is a real Python process with the volume as its directory.
+
+Jobs and tests wait for each other through named pipes in the volume, never by the clock.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import pytest
+from attrs import frozen
+
+from agent.executors.base import Executor, ExecutorError, Exit, Limits, Phase, Run
+
+PATIENCE = 60.0
+"""Seconds after which a test that hangs fails; nothing is timed by it."""
+MIB = 1 << 20
+SECRET = "s3cr3t-v4lue-0f-the-environment"
+
+
+class Subject(Protocol):
+    """An executor under test, and how a run is told what to do."""
+
+    image: str
+
+    def make(self) -> Executor:
+        """A new executor object, as a restarted agent makes it."""
+        ...
+
+    def quick(self, *, log: str = "", code: int = 0, writes: str = "") -> tuple[str, ...]:
+        """Arguments of a run that prints, makes a file, and ends."""
+        ...
+
+    def hang(self) -> tuple[str, ...]:
+        """Arguments of a run that does not end by itself."""
+        ...
+
+
+@frozen
+class Maker:
+    """Makes runs with directories of their own, and remembers them for the end of the test."""
+
+    root: Path
+    image: str
+    made: list[Run]
+
+    def __call__(
+        self,
+        *args: str,
+        name: str = "",
+        image: str | None = None,
+        env: Mapping[str, str] | None = None,
+        seconds: float | None = None,
+        memory: int = 1024 * MIB,
+        cpu_count: float = 1,
+        network: bool = False,
+    ) -> Run:
+        name = name or f"job{len(self.made)}"
+        volume = self.root / "volumes" / name
+        volume.mkdir(parents=True)
+        run = Run(
+            task_id=f"{name}-001",
+            job_id=name,
+            workspace="workspace",
+            action="action",
+            image=image or self.image,
+            image_sha=None,
+            args=args,
+            env=env or {},
+            volume=volume,
+            state_dir=self.root / "state" / f"{name}-001",
+            limits=Limits(cpu_count=cpu_count, memory_bytes=memory, seconds=seconds),
+            network=network,
+        )
+        self.made.append(run)
+        return run
+
+
+async def ended(executor: Executor, run: Run) -> Exit:
+    """How the run ends."""
+    return await asyncio.wait_for(executor.wait(run), PATIENCE)
+
+
+async def output(executor: Executor, run: Run) -> str:
+    """All that the run has printed."""
+    return (await executor.logs(run, 0, MIB)).decode()
+
+
+@asynccontextmanager
+async def pipe_from(path: Path) -> AsyncIterator[Callable[[], "asyncio.Future[bytes]"]]:
+    """A new named pipe that a job writes to; yields a function that waits for the next bytes (none: no writer left)."""
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    loop = asyncio.get_running_loop()
+
+    def next_bytes() -> "asyncio.Future[bytes]":
+        future: asyncio.Future[bytes] = loop.create_future()
+
+        def readable() -> None:
+            loop.remove_reader(fd)
+            if not future.done():
+                future.set_result(os.read(fd, 4096))
+
+        loop.add_reader(fd, readable)
+        loop_timeout = loop.call_later(PATIENCE, future.cancel)
+        future.add_done_callback(lambda _: loop_timeout.cancel())
+        return future
+
+    try:
+        yield next_bytes
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+
+
+@asynccontextmanager
+async def pipe_to(path: Path) -> AsyncIterator[Callable[[], object]]:
+    """A new named pipe that a job reads from; yields a function that writes one byte to it."""
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDWR)  # both ends, so that it opens before the job comes
+    try:
+        yield lambda: os.write(fd, b"!")
+    finally:
+        os.close(fd)
+
+
+class ExecutorContract:
+    """What holds for every executor."""
+
+    @pytest.fixture
+    def subject(self) -> Subject:
+        raise NotImplementedError("the subclass says which executor is tested")
+
+    @pytest.fixture
+    async def executor(self, subject: Subject, maker: Maker) -> AsyncIterator[Executor]:
+        executor = subject.make()
+        await executor.check()
+        yield executor
+        for run in maker.made:
+            await executor.cleanup(run)
+            assert not run.state_dir.exists()
+        await executor.close()
+
+    @pytest.fixture
+    def maker(self, subject: Subject, tmp_path: Path) -> Maker:
+        return Maker(tmp_path, subject.image, [])
+
+    async def test_phases(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.quick(code=3))
+        await executor.prepare(run)
+        assert (await executor.status(run)).phase is Phase.ABSENT
+        await executor.execute(run)
+        exit = await ended(executor, run)
+        status = await executor.status(run)
+        assert status.phase is Phase.EXITED
+        assert status.exit == exit
+        assert exit.code == 3
+        assert status.started_at_ns == exit.started_at_ns
+        assert 0 < exit.started_at_ns <= exit.finished_at_ns
+        assert not any((exit.oom_killed, exit.timed_out, exit.terminated))
+        await executor.cleanup(run)
+        assert (await executor.status(run)).phase is Phase.ABSENT
+
+    async def test_running(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.hang())
+        await executor.execute(run)
+        status = await executor.status(run)
+        assert status.phase is Phase.RUNNING
+        assert status.exit is None
+        assert status.started_at_ns is not None
+
+    async def test_every_method_may_be_repeated(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.quick(log="once"))
+        for _ in range(2):
+            await executor.check()
+            await executor.prepare(run)
+        for _ in range(2):
+            await executor.execute(run)
+        first = await ended(executor, run)
+        await executor.execute(run)
+        assert await ended(executor, run) == first
+        await executor.terminate(run)
+        assert await ended(executor, run) == first
+        assert await output(executor, run) == "once\n"
+        for _ in range(2):
+            await executor.cleanup(run)
+        assert run.volume.exists(), "the volume is the agent's"
+
+    async def test_absent(self, executor: Executor, maker: Maker, subject: Subject) -> None:
+        run = maker(*subject.quick())
+        assert (await executor.status(run)).phase is Phase.ABSENT
+        assert await executor.logs(run, 0, 100) == b""
+        assert await executor.sample(run) == {}
+        await executor.terminate(run)
+        await executor.cleanup(run)
+        with pytest.raises(ExecutorError, match=run.task_id) as caught:
+            await executor.wait(run)
+        assert not caught.value.fatal
+
+    async def test_run_again_after_cleanup(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.quick(log="again"))
+        for _ in range(2):
+            await executor.execute(run)
+            assert (await ended(executor, run)).code == 0
+            assert await output(executor, run) == "again\n"
+            await executor.cleanup(run)
+
+    async def test_logs_by_offset(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.quick(log="0123456789"))
+        await executor.execute(run)
+        await ended(executor, run)
+        assert await executor.logs(run, 0, 4) == b"0123"
+        assert await executor.logs(run, 4, 4) == b"4567"
+        assert await executor.logs(run, 8, 100) == b"89\n"
+        assert await executor.logs(run, 11, 100) == b""
+        assert await executor.logs(run, 1000, 100) == b""
+
+    async def test_writes_into_the_volume(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.quick(writes="out.txt"))
+        await executor.execute(run)
+        await ended(executor, run)
+        assert (run.volume / "out.txt").exists()
+
+    async def test_terminate(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.hang())
+        await executor.execute(run)
+        waiter = asyncio.create_task(ended(executor, run))
+        await executor.terminate(run)
+        exit = await waiter
+        assert exit.terminated
+        assert exit.code == 137
+        assert not exit.timed_out
+        assert (await executor.status(run)).exit == exit
+        await executor.terminate(run)
+        assert (await executor.status(run)).exit == exit
+
+    async def test_cleanup_ends_a_running_job(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.hang())
+        await executor.execute(run)
+        await executor.cleanup(run)
+        assert (await executor.status(run)).phase is Phase.ABSENT
+
+    async def test_time_limit(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.hang(), seconds=0.01)
+        await executor.execute(run)
+        exit = await ended(executor, run)
+        assert exit.timed_out
+        assert not exit.terminated
+        assert exit.code == 137
+
+    async def test_another_executor_finds_the_runs(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        done, going = maker(*subject.quick(log="done", code=4)), maker(*subject.hang())
+        for run in (done, going):
+            await executor.execute(run)
+        exit = await ended(executor, done)
+        await executor.close()
+        restarted = subject.make()
+        await restarted.check()
+        assert (await restarted.status(done)).exit == exit
+        assert await output(restarted, done) == "done\n"
+        assert (await restarted.status(going)).phase is Phase.RUNNING
+        await restarted.execute(going)
+        waiter = asyncio.create_task(ended(restarted, going))
+        await restarted.terminate(going)
+        assert (await waiter).terminated
+        await restarted.close()
+
+    async def test_short_runs_have_metrics(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker(*subject.quick())
+        await executor.execute(run)
+        metrics = (await ended(executor, run)).metrics
+        assert set(metrics) == {"cpu_mean", "cpu_peak", "mem_mb_mean", "mem_mb_peak"}
+        assert all(value >= 0 for value in metrics.values())
+        assert await executor.sample(run) == metrics
+
+    async def test_runs_side_by_side(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        runs = [maker(*subject.quick(code=code)) for code in range(4)]
+        await asyncio.gather(*(executor.execute(run) for run in runs))
+        exits = await asyncio.gather(*(ended(executor, run) for run in runs))
+        assert [exit.code for exit in exits] == [0, 1, 2, 3]
+
+
+READY_THEN_GO = "open('ready', 'w').write('x'); open('go').read(1)"
+DAEMON = """
+import os, time
+alive = open('alive', 'w')
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 3)
+        alive.write('x'); alive.flush()
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+"""
+"""A process that has left the job's session, and holds the pipe `alive` open while it lives."""
+
+
+class ProcessContract(ExecutorContract):
+    """What holds where runs are real processes: Python programs with the volume as their directory."""
+
+    doomed: str
+    """Source that makes this executor as `executor`, in the middle of `DOOMED`."""
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGSEGV, 139), (signal.SIGKILL, 137)])
+    async def test_signals(self, executor: Executor, maker: Maker, number: int, code: int) -> None:
+        run = maker("python", "-c", f"import os; os.kill(os.getpid(), {int(number)})")
+        await executor.execute(run)
+        exit = await ended(executor, run)
+        assert exit.code == code
+        assert not any((exit.oom_killed, exit.timed_out, exit.terminated))
+
+    async def test_signals_are_as_a_program_expects_them(self, executor: Executor, maker: Maker) -> None:
+        # A shell, because Python itself ignores SIGPIPE.
+        run = maker("-c", "grep -E 'SigBlk|SigIgn' /proc/self/status", image="sh", name="shell")
+        await executor.execute(run)
+        await ended(executor, run)
+        assert (await output(executor, run)).split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+
+    async def test_output_is_combined_in_order(self, executor: Executor, maker: Maker) -> None:
+        code = "import os\nfor i in range(4): os.write(1 + i % 2, b'%d' % i)"
+        run = maker("python", "-c", code)
+        await executor.execute(run)
+        await ended(executor, run)
+        assert await output(executor, run) == "0123"
+
+    async def test_logs_of_a_running_job(self, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", f"print('so far', flush=True); {READY_THEN_GO}; print('and the rest')")
+        async with pipe_from(run.volume / "ready") as ready, pipe_to(run.volume / "go") as go:
+            await executor.execute(run)
+            assert await ready()
+            assert await output(executor, run) == "so far\n"
+            go()
+            assert (await ended(executor, run)).code == 0
+        assert await executor.logs(run, 7, 100) == b"and the rest\n"
+
+    async def test_wait_wakes_all_who_wait(self, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", READY_THEN_GO)
+        async with pipe_from(run.volume / "ready") as ready, pipe_to(run.volume / "go") as go:
+            await executor.execute(run)
+            assert await ready()
+            waiters = [asyncio.create_task(ended(executor, run)) for _ in range(3)]
+            impatient = asyncio.create_task(executor.wait(run))
+            impatient.cancel()
+            await asyncio.gather(impatient, return_exceptions=True)
+            assert (await executor.status(run)).phase is Phase.RUNNING
+            go()
+            assert {(await waiter).code for waiter in waiters} == {0}
+
+    async def test_job_has_its_place(self, executor: Executor, maker: Maker) -> None:
+        code = "import json, os, sys; print(json.dumps([os.getcwd(), os.listdir(), sys.stdin.read()]))"
+        run = maker("python", "-c", code)
+        (run.volume / "input.csv").touch()
+        await executor.execute(run)
+        await ended(executor, run)
+        where, files, stdin = json.loads(await output(executor, run))
+        assert where in {"/workspace", str(run.volume)}
+        assert files == ["input.csv"]
+        assert stdin == ""
+
+    async def test_environment_is_seen_by_the_job_only(self, executor: Executor, maker: Maker) -> None:
+        code = f"import json, os; print(json.dumps(dict(os.environ)), flush=True); {READY_THEN_GO}"
+        env = {"TOKEN": SECRET, "TRACEPARENT": "00-aa-bb-01", "MULTI": "one\ntwo = three", "LD_PRELOAD": ""}
+        run = maker("python", "-c", code, env=env)
+        os.environ["ONLY_THE_AGENT_HAS"] = "x"
+        try:
+            async with pipe_from(run.volume / "ready") as ready, pipe_to(run.volume / "go") as go:
+                await executor.execute(run)
+                assert await ready()
+                lines = [line for process in psutil.process_iter() for line in _command_line(process)]
+                assert any(run.task_id in line for line in lines), "the run is to be found by its task"
+                assert not any(SECRET in line for line in lines)
+                for note in run.state_dir.rglob("*"):
+                    assert note.name == "log" or note.is_dir() or SECRET.encode() not in note.read_bytes()
+                go()
+                await ended(executor, run)
+        finally:
+            del os.environ["ONLY_THE_AGENT_HAS"]
+        seen = json.loads(await output(executor, run))
+        assert env.items() <= seen.items()
+        assert set(seen) - set(env) <= {"PATH", "HOME", "LANG", "PWD", "TMPDIR", "LC_CTYPE"}
+        assert SECRET not in repr(run)
+        assert SECRET not in repr(await executor.status(run))
+
+    async def test_descriptors_of_the_agent_stay_with_it(
+        self, executor: Executor, maker: Maker, tmp_path: Path
+    ) -> None:
+        run = maker("python", "-c", "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)],"
+                    " [n for n in range(3, 200) if os.path.exists(f'/proc/self/fd/{n}')])")  # fmt: skip
+        with (tmp_path / "database").open("w") as held:
+            os.set_inheritable(held.fileno(), True)
+            await executor.execute(run)
+            await ended(executor, run)
+        assert (await output(executor, run)).strip().endswith(" []")
+
+    async def test_terminate_reaches_daemons(self, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", DAEMON + "time.sleep(1000)")
+        async with pipe_from(run.volume / "alive") as alive:
+            await executor.execute(run)
+            assert await alive() == b"x"
+            await executor.terminate(run)
+            assert await alive() == b""
+        assert (await ended(executor, run)).terminated
+
+    async def test_daemons_end_with_their_job(self, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", DAEMON + "raise SystemExit(5)")
+        async with pipe_from(run.volume / "alive") as alive:
+            await executor.execute(run)
+            assert await alive() == b"x"
+            assert (await ended(executor, run)).code == 5
+            assert await alive() == b""
+
+    async def test_time_limit_reaches_daemons(self, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", DAEMON + "time.sleep(1000)", seconds=3)
+        async with pipe_from(run.volume / "alive") as alive:
+            await executor.execute(run)
+            assert await alive() == b"x"
+            assert (await ended(executor, run)).timed_out
+            assert await alive() == b""
+
+    async def test_memory_limit(self, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", f"bytearray({600 * MIB}); print('had it')", memory=200 * MIB)
+        await executor.execute(run)
+        exit = await ended(executor, run)
+        assert exit.code != 0
+        assert "had it" not in await output(executor, run)
+        assert exit.oom_killed or "MemoryError" in await output(executor, run)
+
+    async def test_memory_within_the_limit(self, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", f"print(len(bytearray({100 * MIB})))", memory=200 * MIB)
+        await executor.execute(run)
+        exit = await ended(executor, run)
+        assert exit.code == 0
+        assert 100 <= exit.metrics["mem_mb_peak"] < 200
+
+    async def test_cpu_metrics(self, executor: Executor, maker: Maker) -> None:
+        code = "import time\nwhile time.process_time() < 0.3: pass"
+        run = maker("python", "-c", code)
+        await executor.execute(run)
+        exit = await ended(executor, run)
+        elapsed = (exit.finished_at_ns - exit.started_at_ns) / 1e9
+        assert exit.metrics["cpu_mean"] * elapsed / 100 >= 0.25
+        assert exit.metrics["cpu_mean"] <= exit.metrics["cpu_peak"]
+
+    async def test_no_core_dumps(self, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", "import resource; print(resource.getrlimit(resource.RLIMIT_CORE))")
+        await executor.execute(run)
+        await ended(executor, run)
+        assert await output(executor, run) == "(0, 0)\n"
+
+    async def test_two_agents_start_one_job(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", "print('ran')")
+        other = subject.make()
+        await asyncio.gather(*(each.execute(run) for each in (executor, other, executor, other)))
+        assert (await ended(executor, run)).code == 0
+        assert await output(executor, run) == "ran\n"
+
+    async def test_job_outlives_a_killed_agent(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", f"open('ran', 'a').write('x'); {READY_THEN_GO}; raise SystemExit(6)")
+        async with pipe_from(run.volume / "ready") as ready, pipe_to(run.volume / "go") as go:
+            agent = await start_doomed_agent(self.doomed, run)
+            assert await ready()
+            os.kill(agent.pid, signal.SIGKILL)
+            await agent.wait()
+            restarted = subject.make()
+            await restarted.check()
+            assert (await restarted.status(run)).phase is Phase.RUNNING
+            await restarted.execute(run)
+            waiter = asyncio.create_task(ended(restarted, run))
+            go()
+            assert (await waiter).code == 6
+        assert (run.volume / "ran").read_text() == "x"
+
+    async def test_job_ends_while_no_agent_lives(self, subject: Subject, executor: Executor, maker: Maker) -> None:
+        run = maker("python", "-c", f"{READY_THEN_GO}; raise SystemExit(7)")
+        async with pipe_from(run.volume / "ready") as ready, pipe_to(run.volume / "go") as go:
+            agent = await start_doomed_agent(self.doomed, run)
+            assert await ready()
+            os.kill(agent.pid, signal.SIGKILL)
+            await agent.wait()
+            go()
+            await self.gone(run)
+        exit = (await executor.status(run)).exit
+        assert exit is not None
+        assert exit.code == 7
+
+    async def gone(self, run: Run) -> None:
+        """Sleep until nothing of the run is left, without asking the executor."""
+        raise NotImplementedError
+
+
+DOOMED = """
+import asyncio, json, os, sys
+from pathlib import Path
+from agent.executors import sandbox
+from agent.executors.base import Limits, Run
+from agent.executors.sandbox import SandboxExecutor
+from agent.images import ImageTable
+
+values = json.loads(sys.stdin.read())
+run = Run(
+    volume=Path(values.pop("volume")), state_dir=Path(values.pop("state_dir")), args=tuple(values.pop("args")),
+    limits=Limits(**values.pop("limits")), **values,
+)
+
+async def main():
+    {source}
+    await executor.execute(run)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+async def start_doomed_agent(source: str, run: Run) -> asyncio.subprocess.Process:
+    """A real agent process that starts the run and has nothing else to do; the test kills it."""
+    values = {
+        "task_id": run.task_id,
+        "job_id": run.job_id,
+        "workspace": run.workspace,
+        "action": run.action,
+        "image": run.image,
+        "image_sha": run.image_sha,
+        "args": run.args,
+        "env": dict(run.env),
+        "volume": str(run.volume),
+        "state_dir": str(run.state_dir),
+        "limits": {
+            "cpu_count": run.limits.cpu_count,
+            "memory_bytes": run.limits.memory_bytes,
+            "seconds": run.limits.seconds,
+        },
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        DOOMED.format(source=source),
+        stdin=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(values).encode())
+    process.stdin.close()
+    return process
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
