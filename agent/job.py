@@ -299,6 +299,8 @@ class Job:
     async def _finalize(self) -> None:
         self._state(Stage.FINALIZING)
         exit = await self._tools.executor.wait(self._run)
+        if exit.lost:
+            raise RunLost(f"The job's process did not end by itself: {exit.lost}")
         tools = self._tools
         await finalization.finalize(tools.places, tools.checkouts, tools.executor, self.definition, self._run, exit)
 

@@ -74,10 +74,10 @@ class DiskFull(JobError):
 
 
 class RunLost(JobError):
-    """The job's process was started and is gone without a trace, as after a restart of the machine."""
+    """The job's process was started and is gone, or never came to life, for a reason that is not the job's."""
 
     fatal = False
-    public = "The job's process was lost, probably because the backend's machine restarted."
+    public = "The job's process was lost: the backend's machine restarted, or its sandbox failed."
 
 
 class MachineTrouble(JobError):

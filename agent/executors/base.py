@@ -85,6 +85,8 @@ class Exit:
     timed_out: bool = False
     terminated: bool = False
     """Whether `terminate` ended it."""
+    lost: str | None = None
+    """Set if this was no end of the job's own making: why the engine or the machine failed it. Worth a new attempt."""
     image_id: str | None = None
     labels: Mapping[str, str] = field(factory=dict)
     """The image's labels, if it has any (reference section 5.2)."""

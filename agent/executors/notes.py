@@ -83,10 +83,11 @@ class Notes:
         if values is None:
             return None
         metadata: dict[str, object] = {
-            key: values[key] for key in ("cpu_seconds", "max_rss_bytes", "log_truncated", "lost") if values.get(key)
+            key: values[key] for key in ("cpu_seconds", "max_rss_bytes", "log_truncated") if values.get(key)
         }
+        lost = values.get("lost")
         if values.get("engine_failed"):
-            metadata["engine_failed"] = self.log(0, 2000).decode(errors="replace").strip()
+            lost = f"the sandbox could not be made: {self.log(0, 2000).decode(errors='replace').strip()}"
         return Exit(
             code=values["code"],
             started_at_ns=values["started_at_ns"],
@@ -94,6 +95,7 @@ class Notes:
             oom_killed=values["oom_killed"],
             timed_out=values["timed_out"],
             terminated=values["terminated"],
+            lost=lost,
             metrics={name: values[name] for name in METRICS if name in values},
             metadata=metadata,
         )

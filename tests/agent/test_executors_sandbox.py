@@ -96,7 +96,7 @@ class SandboxContract(ProcessContract):
             assert await alive() == b""
         assert exit.code == 137
         assert not exit.terminated
-        assert exit.metadata["lost"] == "the supervisor was killed"
+        assert exit.lost == "the supervisor was killed"
         await executor.execute(run)
         assert (await subject.make().status(run)).exit == exit
         assert (run.volume / "ran").read_text() in {"", "x"}
@@ -112,7 +112,7 @@ class SandboxContract(ProcessContract):
         exit = (await executor.status(run)).exit
         assert exit is not None
         assert exit.code == 137
-        assert exit.metadata["lost"] == "the machine restarted"
+        assert exit.lost == "the machine restarted"
 
     async def test_a_number_used_again_is_not_our_supervisor(
         self, subject: Subject, executor: Executor, maker: Maker
@@ -125,7 +125,7 @@ class SandboxContract(ProcessContract):
         (run.state_dir / "started").write_text(json.dumps({**notes, "supervisor": os.getpid()}))
         exit = await ended(executor, run)
         await executor.terminate(run)
-        assert exit.metadata["lost"]
+        assert exit.lost
 
     async def test_no_note_no_job(self, executor: Executor, maker: Maker) -> None:
         run = maker("python", "-c", "open('ran', 'w')")
@@ -380,14 +380,14 @@ print({status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb
         await executor.execute(run)
         exit = await ended(executor, run)
         assert exit.code == 125
-        assert "bwrap: Can't find source path" in str(exit.metadata["engine_failed"])
+        assert "bwrap: Can't find source path" in str(exit.lost)
 
     async def test_failing_as_bubblewrap_fails_is_the_jobs_own_failure(self, executor: Executor, maker: Maker) -> None:
         run = maker("-c", "echo 'bwrap: sorry'; exit 1", image="sh")
         await executor.execute(run)
         exit = await ended(executor, run)
         assert exit.code == 1
-        assert "engine_failed" not in exit.metadata
+        assert exit.lost is None
 
     async def test_the_machine_forbids_sandboxes(self, tmp_path: Path) -> None:
         refusing = tmp_path / "bwrap"

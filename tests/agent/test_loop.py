@@ -71,6 +71,20 @@ async def test_the_job_gets_its_environment_and_only_database_jobs_the_secrets(t
         assert seen["jobtwo"] == (plain | {"DATABASE_URL": "canary-database-url"}, True, 512 * 1024**2)
 
 
+async def test_a_run_that_the_machine_lost_is_no_exit_of_the_job(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        stage.executor.script = lambda run: None
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task())
+            await stage.executor.until(lambda: T1 in stage.executor.processes)
+            stage.executor.finish(T1, 137, lost="the machine restarted")
+            await until_forgotten(stage, T1)
+        final = stage.controller.final(T1)
+        assert final["stage"] == "error"
+        assert final["results"]["error"]["fatal"] is False
+        assert "the machine restarted" in final["results"]["error"]["message"]
+
+
 async def test_inputs_are_the_outputs_of_the_needed_jobs(tmp_path: Path) -> None:
     async with stand(tmp_path) as stage:
         stage.executor.script = write_output
