@@ -310,8 +310,10 @@ def _become_job(spec: "dict[str, Any]", gate: int, log: int, status: int) -> "No
         _place_descriptors(spec, log, status)
         if os.read(gate, 1) != b"!":
             os._exit(ENGINE_FAILED)
-        for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
-            _signal.signal(number, _signal.SIG_DFL)  # Python ignores them, and a child would inherit that
+        for number in _signal.valid_signals():
+            # Python ignores some, and whoever started the agent (a shell's `&`, nohup) others; a child would inherit it.
+            if _signal.getsignal(number) == _signal.SIG_IGN:
+                _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.chdir(spec["directory"])
         os.execve(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606  # a shell is what we do not want
