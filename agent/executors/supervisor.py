@@ -311,7 +311,7 @@ def _become_job(spec: "dict[str, Any]", gate: int, log: int, status: int) -> "No
         if os.read(gate, 1) != b"!":
             os._exit(ENGINE_FAILED)
         for number in _signal.valid_signals():
-            # Python ignores some, and whoever started the agent (a shell's `&`, nohup) others; a child would inherit it.
+            # Python ignores some, whoever started the agent (nohup, a shell's background) others; children inherit.
             if _signal.getsignal(number) == _signal.SIG_IGN:
                 _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
