@@ -111,7 +111,11 @@ class IllegalTransition(Exception):
 
 
 def _move(progress: Progress, code: StatusCode, message: str, when: datetime) -> Progress:
-    """The next progress with `code`. An equal code keeps its time, so that waiting is measured from its start."""
+    """The next progress with `code`. An equal code keeps its time, so that waiting is measured from its start.
+
+    A clock that was set back does not take the job's history with it.
+    """
+    when = max(when, progress.code_changed_at)
     if code is progress.code and message == progress.message:
         return progress
     return attrs.evolve(
@@ -137,7 +141,7 @@ def _wait(progress: Progress, event: Waiting, now: datetime) -> Progress:
 def _start(progress: Progress, event: Started, now: datetime) -> Progress:
     del event
     started = _move(progress, StatusCode.INITIATED, MESSAGE[StatusCode.INITIATED], now)
-    return attrs.evolve(started, attempt=progress.attempt + 1, started_at=now)
+    return attrs.evolve(started, attempt=progress.attempt + 1, started_at=started.updated_at)
 
 
 def _progress(progress: Progress, event: Progressed, now: datetime) -> Progress:
@@ -145,7 +149,8 @@ def _progress(progress: Progress, event: Progressed, now: datetime) -> Progress:
 
 
 def _finish(progress: Progress, code: StatusCode, message: str, when: datetime) -> Progress:
-    return attrs.evolve(_move(progress, code, message or MESSAGE[code], when), completed_at=when)
+    finished = _move(progress, code, message or MESSAGE[code], when)
+    return attrs.evolve(finished, completed_at=finished.updated_at)
 
 
 def _succeed(progress: Progress, event: Succeeded, now: datetime) -> Progress:
@@ -173,7 +178,8 @@ def _cancel(progress: Progress, event: Cancelled, now: datetime) -> Progress:
 def _cancel_late(progress: Progress, event: Cancelled, now: datetime) -> Progress:
     """A finished job keeps its state; it only leaves the workspace's memory (section 1.4, edge behaviour 10)."""
     del event
-    return attrs.evolve(progress, cancelled=True, completed_at=now, updated_at=now)
+    when = max(now, progress.code_changed_at)
+    return attrs.evolve(progress, cancelled=True, completed_at=when, updated_at=when)
 
 
 TRANSITIONS: Final[dict[tuple[JobState, type], tuple[Callable[..., Progress], frozenset[JobState]]]] = {

@@ -29,6 +29,9 @@ DB_EXIT_MESSAGES: Final[dict[int, str]] = {
 }
 """Texts for exit codes of database jobs, used if the agent gave none (section 3.2)."""
 
+LONGEST_MESSAGE: Final = 4000
+"""Characters of an agent's own words in a job's message."""
+
 _EXCLUDED = ", but some file(s) marked as moderately_sensitive were excluded. See job log for details."
 
 
@@ -78,7 +81,7 @@ def agent_time(timestamp_ns: int | None) -> datetime | None:
 def _error(job: Job, error: object, at: datetime | None) -> Event:
     """Another attempt, or the end with a cause that the researcher can read."""
     details = error if isinstance(error, Mapping) else {}
-    cause = str(details.get("message") or "").strip()
+    cause = _brief(details.get("message"))
     if details.get("fatal"):
         return Failed(code=StatusCode.JOB_ERROR, message=_because(MESSAGE[StatusCode.JOB_ERROR], cause), at=at)
     if job.progress.attempt >= MAX_ATTEMPTS:
@@ -87,12 +90,18 @@ def _error(job: Job, error: object, at: datetime | None) -> Event:
     return Reset(code=StatusCode.WAITING_ON_NEW_TASK)
 
 
+def _brief(said: object) -> str:
+    """What an agent says to the user; every portal reads it again at every poll, so it is not a log."""
+    text = str(said or "").strip()
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} [...]"
+
+
 def _because(text: str, cause: str) -> str:
     return f"{text} {cause}" if cause else text
 
 
 def _nonzero(job: Job, exit_code: int | None, results: Mapping[str, Any]) -> str:
-    said = str(results.get("status_message") or "").strip()
+    said = _brief(results.get("status_message"))
     if not said and job.spec.requires_db and exit_code is not None:
         said = DB_EXIT_MESSAGES.get(exit_code, "")
     text = MESSAGE[StatusCode.NONZERO_EXIT]

@@ -16,6 +16,8 @@ from controller.core.model import RUN_ALL
 from controller.core.project_rules import Fault, check_keys, check_mapping, describe
 
 NEWEST_VERSION: Final = 5
+LONGEST_NAME: Final = 200
+"""Bytes of an action's name: it becomes the name of a file, which has 255 with what is put around it."""
 MAX_TEXT: Final = 2_000
 """Characters of an error; a project file can hold names of any length."""
 
@@ -145,6 +147,8 @@ def _check_name(name: object, version: float) -> str:
     if not name or "/" in name or "\\" in name or not name.isprintable():
         # The name becomes the name of the job's log file.
         raise Fault(f"Action name {describe(name)} must be text without slashes and control characters")
+    if len(name.encode()) > LONGEST_NAME:
+        raise Fault(f"Action name {describe(name)} is too long: at most {LONGEST_NAME} bytes are possible")
     if name == RUN_ALL and version >= 5:
         raise Fault(f"Action name `{RUN_ALL}` is reserved from version 5: it stands for all actions")
     return name

@@ -8,6 +8,9 @@ from controller.core.errors import Rejected, SourceError
 
 GITHUB: Final = "https://github.com"
 
+LONGEST_WORKSPACE: Final = 255
+"""Characters; it is the name of a folder in every backend."""
+
 _WORKSPACE: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _USER_INFO: Final = re.compile(r"(?<=://)\S*@")
@@ -19,6 +22,11 @@ def check_workspace(name: str) -> None:
     """
     if not _WORKSPACE.fullmatch(name):
         raise Rejected("Invalid workspace name (allowed are alphanumeric, dash and underscore)", field="workspace")
+    if len(name) > LONGEST_WORKSPACE:
+        raise Rejected(
+            f"Invalid workspace name (it has {len(name)} characters, at most {LONGEST_WORKSPACE} are allowed)",
+            field="workspace",
+        )
 
 
 def check_backend(slug: str, known: Iterable[str]) -> None:

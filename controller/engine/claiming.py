@@ -52,10 +52,11 @@ async def claim(ctx: Context, backend: str, request: ClaimRequest) -> ClaimRespo
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + max(0.0, min(request.wait, ctx.poll_seconds))
+    one_look = ctx.looking.setdefault((backend, request.agent), asyncio.Lock())
     with ctx.wakeups.waiter(backends.TASKS_CHANNEL, backend) as woken:
         while True:
             woken.clear()
-            async with ctx.looking[backend, request.agent]:
+            async with one_look:
                 answer = await _look(ctx, backend, request)
             if answer.tasks or answer.revoked or ctx.closing.is_set():
                 return answer

@@ -1,10 +1,10 @@
 """What every part of the engine works with; made once, in controller/app.py."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from weakref import WeakValueDictionary
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 
 from common.clock import Clock
 from controller.core.definition import Terms
@@ -57,8 +57,6 @@ class Context:
     log_bytes: int
     closing: asyncio.Event
     """Set when the process is about to stop: long-polls answer at once."""
-    looking: defaultdict[tuple[str, str], asyncio.Lock] = field(
-        default=Factory(lambda: defaultdict(asyncio.Lock)), repr=False
-    )
+    looking: MutableMapping[tuple[str, str], asyncio.Lock] = field(factory=WeakValueDictionary, repr=False)
     """One look for tasks at a time per (backend, agent), so that a poll that was given up cannot take a task just
-    after the poll that replaced it found nothing."""
+    after the poll that replaced it found nothing. A lock lives as long as somebody polls."""

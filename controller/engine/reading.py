@@ -83,15 +83,17 @@ async def list_raps(
     if state not in (None, "active", "finished"):
         raise Rejected("state must be 'active' or 'finished'", field="state")
     slugs = [slug for slug in _readable(principal) if backend in (None, slug)]
+    wanted = {
+        "backends": slugs,
+        "before": None if cursor is None else _decode_cursor(cursor),
+        "workspace": workspace,
+        "page_size": limit + 1,
+    }
     async with ctx.db.connection() as tx:
-        rows = await raps.list_page.all(
-            tx,
-            backends=slugs,
-            before=None if cursor is None else _decode_cursor(cursor),
-            workspace=workspace,
-            active=None if state is None else state == "active",
-            page_size=limit + 1,
-        )
+        if state == "active":
+            rows = await raps.list_active_page.all(tx, **wanted)
+        else:
+            rows = await raps.list_page.all(tx, **wanted, only_finished=state == "finished")
     more = len(rows) > limit
     return Page(
         raps=tuple(_summary(row) for row in rows[:limit]),

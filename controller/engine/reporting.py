@@ -6,11 +6,12 @@ jobs and history are written in one statement each. Repeating a batch changes no
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import structlog
 from attrs import define, field, frozen
+from attrs.validators import ge, lt
 
 from common.convert import Malformed, structure
 from common.protocol import LogAnswer, LogChunk, ReportAnswer, ReportsRequest, ReportsResponse, Verdict
@@ -26,14 +27,24 @@ from controller.store.tasks import LockedTask
 
 log = structlog.get_logger(__name__)
 
+_MOST_FLOAT: Final = 10**308
+
+LONGEST_PATH: Final = 2000
+"""Bytes of an output's path; an entry of the index on it has room for little more."""
+
+
+def _check_path(_: object, __: object, path: str) -> None:
+    if not 0 < len(path.encode()) <= LONGEST_PATH:
+        raise ValueError(f"must have 1 to {LONGEST_PATH} bytes")
+
 
 @frozen(kw_only=True)
 class ReportedOutput:
     """One entry of `outputs` in a final report of ours."""
 
-    path: str
+    path: str = field(validator=_check_path)
     level: str
-    size: int
+    size: int = field(validator=[ge(0), lt(2**63)])
     sha256: str
     excluded: bool = False
     message: str = ""
@@ -74,7 +85,7 @@ class _Batch:
         outputs: Sequence[ReportedOutput] = ()
         if statement.complete:
             try:
-                outputs = structure(statement.results.get("outputs", []), tuple[ReportedOutput, ...])
+                outputs = _outputs(statement)
             except Malformed as error:
                 log.warning("outputs_malformed", task_id=task.id, faults=error.faults)
         if moves and task.type == TaskType.RUNJOB:
@@ -237,14 +248,25 @@ def _metrics(statement: Statement) -> dict[str, float]:
     return {str(name): value for name, value in items if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
+def _outputs(statement: Statement) -> Sequence[ReportedOutput]:
+    """The outputs that a final report names, each path once.
+
+    :raises Malformed: they are not what they should be.
+    """
+    named = structure(statement.results.get("outputs", []), tuple[ReportedOutput, ...])
+    return tuple({output.path: output for output in named}.values())
+
+
 def storable(value: Any) -> Any:
-    """JSON data without what PostgreSQL cannot store (NUL, lone surrogates)."""
+    """JSON data without what PostgreSQL cannot store (NUL, lone surrogates), or what no 64 bits hold (rounded)."""
     if isinstance(value, str):
         return _clean(value)
     if isinstance(value, Mapping):
         return {_clean(str(key)): storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [storable(item) for item in value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return float(value) if abs(value) < _MOST_FLOAT else None
     return value
 
 

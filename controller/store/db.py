@@ -21,6 +21,7 @@ _AWAY = (
     asyncpg.TooManyConnectionsError,
     asyncpg.QueryCanceledError,
     asyncpg.DeadlockDetectedError,
+    asyncpg.InternalClientError,  # what it makes of a connection that ends in the middle of a statement
 )
 """What says "not now" rather than "never": the same call may succeed later."""
 
@@ -38,6 +39,10 @@ async def prepare_connection(connection: "asyncpg.Connection[asyncpg.Record]") -
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", format="binary", encoder=_encode_jsonb, decoder=_decode_jsonb
     )
+
+
+_ACQUIRE_SECONDS = 10.0
+"""How long a request waits for a free connection before it is told to come back."""
 
 
 class Database:
@@ -59,7 +64,11 @@ class Database:
         :raises Unavailable: nobody answers.
         """
         with _translated():
-            await self._pool
+            try:
+                await self._pool
+            except (asyncpg.PostgresError, ValueError, OverflowError) as error:
+                # No such database or user, no permission, a URL that makes no sense: only before the first use.
+                raise Unavailable(f"The database cannot be used: {error}") from error
 
     async def close(self) -> None:
         """Let every connection go; those in use get a moment to finish."""
@@ -76,16 +85,22 @@ class Database:
         :raises Unavailable: the database is away, or went away before it confirmed the commit. What was done may
             then be there or not, so every caller's operation is idempotent.
         """
-        with _translated():
-            async with self._pool.acquire() as connection, connection.transaction():
-                yield connection
+        async with self.connection() as connection, connection.transaction():
+            yield connection
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Tx]:
         """A connection whose every statement is its own transaction: for reads and single statements."""
         with _translated():
-            async with self._pool.acquire() as connection:
+            try:
+                connection = await self._pool.acquire(timeout=_ACQUIRE_SECONDS)
+            except asyncpg.PostgresError as error:
+                # Whatever keeps the server from letting us in, it is no fault of the request.
+                raise Unavailable("The database is not available; try again.") from error
+            try:
                 yield connection
+            finally:
+                await self._pool.release(connection)
 
 
 @contextmanager
@@ -94,6 +109,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except asyncpg.InterfaceError as error:
+        if isinstance(error, ValueError):
+            raise  # a value that cannot be sent is a bug of ours: trying again would not help
         # asyncpg says so when a connection or the pool was closed under a caller.
         raise Unavailable("The database connection was lost; try again.") from error
     except _AWAY as error:

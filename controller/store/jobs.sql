@@ -94,7 +94,9 @@ WHERE job.id = met.job_id AND job.state = 'pending';
 WITH RECURSIVE doomed AS (
     SELECT job_id FROM job_need WHERE need_id = ANY(@ids::text[])
     UNION
-    SELECT job_need.job_id FROM doomed JOIN job_need ON job_need.need_id = doomed.job_id
+    SELECT next.job_id FROM doomed
+    -- OFFSET keeps this a look-up per job: how many there will be cannot be guessed.
+    CROSS JOIN LATERAL (SELECT job_id FROM job_need WHERE job_need.need_id = doomed.job_id OFFSET 0) AS next
 )
 UPDATE job SET need_failed = true
 FROM doomed

@@ -84,7 +84,8 @@ class Listener:
             try:
                 lost = asyncio.Event()
                 connection = await self._connect(lost)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:
+                # Whatever it is: without a listener, every wake-up is lost.
                 delay = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)]
                 log.warning("listener_away", error=type(error).__name__, retry_seconds=delay)
                 failures += 1
@@ -101,7 +102,11 @@ class Listener:
 
     async def _connect(self, lost: asyncio.Event) -> "asyncpg.Connection[asyncpg.Record]":
         connection = await asyncpg.connect(self._dsn, timeout=10)
-        connection.add_termination_listener(lambda *_: lost.set())
-        for channel in self._channels:
-            await connection.add_listener(channel, lambda _c, _pid, channel, payload: self._heard(channel, payload))
+        try:
+            connection.add_termination_listener(lambda *_: lost.set())
+            for channel in self._channels:
+                await connection.add_listener(channel, lambda _c, _pid, channel, payload: self._heard(channel, payload))
+        except BaseException:  # a stop may come in between, too
+            connection.terminate()
+            raise
         return connection

@@ -20,7 +20,31 @@ FROM rap WHERE rap.id = @id;
 SELECT id, created_by, project, orgs FROM rap WHERE id = ANY(@ids::text[]);
 
 -- name: list_page
--- Newest first, by keyset; the counts are looked up for the rows of the page only.
+-- Newest first, by keyset, per backend from its own index; the counts are looked up for the rows of the page only.
+SELECT rap.id, rap.seq, rap.backend, rap.workspace, rap.created_by, rap.project, rap.repo_url, rap.branch, rap.commit,
+       rap.created_at, rap.requested_actions, rap.traceparent, tally.counts
+FROM (
+    SELECT of_backend.* FROM unnest(@backends::text[]) AS wanted (backend)
+    CROSS JOIN LATERAL (
+        SELECT * FROM rap
+        WHERE rap.backend = wanted.backend AND rap.seq < coalesce(@before::bigint, 9223372036854775807)
+          AND (@workspace::text IS NULL OR rap.workspace = @workspace)
+          AND (NOT @only_finished::boolean OR NOT EXISTS (
+                SELECT FROM job WHERE job.rap_id = rap.id AND job.state IN ('pending', 'running')))
+        ORDER BY rap.seq DESC
+        LIMIT @page_size
+    ) AS of_backend
+    ORDER BY of_backend.seq DESC
+    LIMIT @page_size
+) AS rap
+CROSS JOIN LATERAL (
+    SELECT coalesce(jsonb_object_agg(state, jobs), '{}') AS counts
+    FROM (SELECT state, count(*) AS jobs FROM job WHERE job.rap_id = rap.id GROUP BY state) AS by_state
+) AS tally
+ORDER BY rap.seq DESC;
+
+-- name: list_active_page
+-- The same of the RAPs with a job that is not finished, which are found by these jobs: few, whatever the history.
 SELECT rap.id, rap.seq, rap.backend, rap.workspace, rap.created_by, rap.project, rap.repo_url, rap.branch, rap.commit,
        rap.created_at, rap.requested_actions, rap.traceparent, tally.counts
 FROM rap
@@ -28,11 +52,12 @@ CROSS JOIN LATERAL (
     SELECT coalesce(jsonb_object_agg(state, jobs), '{}') AS counts
     FROM (SELECT state, count(*) AS jobs FROM job WHERE job.rap_id = rap.id GROUP BY state) AS by_state
 ) AS tally
-WHERE rap.backend = ANY(@backends::text[])
-  AND (@before::bigint IS NULL OR rap.seq < @before)
+WHERE rap.id = ANY(ARRAY(
+        SELECT DISTINCT job.rap_id FROM job
+        WHERE job.backend = ANY(@backends::text[]) AND job.state IN ('pending', 'running')))
+  AND rap.backend = ANY(@backends::text[])
+  AND rap.seq < coalesce(@before::bigint, 9223372036854775807)
   AND (@workspace::text IS NULL OR rap.workspace = @workspace)
-  AND (@active::boolean IS NULL OR @active = EXISTS (
-        SELECT FROM job WHERE job.rap_id = rap.id AND job.state IN ('pending', 'running')))
 ORDER BY rap.seq DESC
 LIMIT @page_size;
 

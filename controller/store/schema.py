@@ -5,6 +5,7 @@ too old" (house-style section 3).
 """
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import asyncpg
@@ -35,6 +36,7 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
+@cache
 def migrations() -> tuple[Migration, ...]:
     """All known steps, in order, numbered from 1 without a gap."""
     found = tuple(

@@ -42,9 +42,13 @@ WITH lost AS (
 SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at FROM claimed ORDER BY seq;
 
 -- name: renew
--- The agent still works on these.
-UPDATE task SET lease_expires_at = @lease
-WHERE id = ANY(@holding::text[]) AND backend = @backend AND active AND agent = @agent;
+-- The agent still works on these. Whoever locks several tasks does so by seq, so that nobody waits in a circle.
+WITH held AS (
+    SELECT id FROM task
+    WHERE id = ANY(@holding::text[]) AND backend = @backend AND active AND agent = @agent
+    ORDER BY seq FOR UPDATE
+)
+UPDATE task SET lease_expires_at = @lease FROM held WHERE task.id = held.id;
 
 -- name: revoked
 -- What the agent holds and should stop: void or somebody else's. Not what it has just completed, and not what a
@@ -62,7 +66,7 @@ WHERE task.id IS NULL
 -- Tasks that reports are about, held until the transaction ends.
 SELECT id, backend, type, job_id, attempt, agent, active, complete, stage FROM task
 WHERE id = ANY(@ids::text[]) AND backend = @backend
-FOR UPDATE;
+ORDER BY seq FOR UPDATE;
 
 -- name: write
 -- What agents said of their tasks; a complete task is over.
@@ -76,15 +80,18 @@ WHERE task.id = new.id AND task.active;
 
 -- name: void_runs
 -- These jobs' attempts are over before their agents said so; who held them is told.
-UPDATE task SET active = false, finished_at = @now
-WHERE job_id = ANY(@job_ids::text[]) AND type = 'runjob' AND active
-RETURNING id, job_id, attempt, agent, definition, attributes, traceparent;
+WITH void AS (
+    SELECT id FROM task WHERE job_id = ANY(@job_ids::text[]) AND type = 'runjob' AND active
+    ORDER BY seq FOR UPDATE
+)
+UPDATE task SET active = false, finished_at = @now FROM void WHERE task.id = void.id
+RETURNING task.id, job_id, attempt, agent, definition, attributes, traceparent;
 
 -- name: release
 -- Handed back by the agent that held them: the attempts are void.
 SELECT job_id FROM task
 WHERE id = ANY(@ids::text[]) AND backend = @backend AND agent = @agent AND active AND type = 'runjob'
-FOR UPDATE;
+ORDER BY seq FOR UPDATE;
 
 -- name: holders
 -- Which agent has, or last had, each job's newest attempt, and what it said of the exit.

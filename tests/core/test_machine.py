@@ -174,3 +174,15 @@ def test_an_illegal_transition_carries_its_story() -> None:
 def test_progress_is_frozen() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         created(NOW).state = JobState.FAILED  # type: ignore[misc]  # that is the point
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_time_never_goes_back_within_a_job(state: JobState) -> None:
+    before = AT[state]
+    for event in EVENTS:
+        if (state, type(event)) in TRANSITIONS:
+            after = step(before, event, later(-60)).after
+            assert after.updated_at >= before.updated_at
+            assert after.code_changed_at >= before.code_changed_at
+            assert after.started_at is None or after.started_at >= NOW
+            assert after.completed_at is None or after.completed_at >= NOW

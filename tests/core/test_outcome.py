@@ -5,7 +5,7 @@ import pytest
 
 from controller.core.codes import StatusCode
 from controller.core.machine import Event, Failed, Progressed, Reset, Succeeded
-from controller.core.outcome import MAX_ATTEMPTS, SenselessReport, agent_time, conclusion, progress
+from controller.core.outcome import LONGEST_MESSAGE, MAX_ATTEMPTS, SenselessReport, agent_time, conclusion, progress
 from tests.factories import job
 
 RUNNING = job(StatusCode.EXECUTING)
@@ -88,3 +88,18 @@ def test_stages() -> None:
 @pytest.mark.parametrize("nonsense", [None, 0, 10**40, -(10**40)])
 def test_times_that_no_clock_shows_are_none(nonsense: int | None) -> None:
     assert agent_time(nonsense) is None
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"error": False, "exit_code": "1", "status_message": "x" * 1_000_000},
+        {"error": {"fatal": True, "message": "x" * 1_000_000}},
+    ],
+    ids=["exit", "fatal"],
+)
+def test_an_agents_words_to_the_user_are_bounded(results: dict[str, object]) -> None:
+    event = conclusion(job(StatusCode.EXECUTING), results, None)
+    assert isinstance(event, Failed)
+    assert event.message.endswith("x [...]")
+    assert len(event.message) < LONGEST_MESSAGE + 100

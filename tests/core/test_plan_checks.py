@@ -134,3 +134,9 @@ def test_ehrql_permissions_are_one_list_however_the_scope_was_stored() -> None:
     assert json.loads(ehrql_permissions(scope)) == ["icnarc", "ukrr", "include_t1oo"]
     assert ehrql_permissions(dict(reversed(scope.items()))) == ehrql_permissions(scope)
     assert ehrql_permissions({}) == "[]"
+
+
+def test_a_workspace_that_no_folder_could_be_named_after_is_refused() -> None:
+    check_workspace("w" * 255)
+    with pytest.raises(Rejected, match="it has 256 characters, at most 255 are allowed"):
+        check_workspace("w" * 256)

@@ -305,3 +305,10 @@ def test_anything_is_a_project_or_is_refused_in_words(data: object) -> None:
     # Any other exception than the domain's own fails the test.
     with contextlib.suppress(InvalidProject):
         assert parse(data).actions is not None
+
+
+def test_an_action_that_no_file_could_be_named_after_is_refused() -> None:
+    body = {"run": "python:v2 a.py", "outputs": {"highly_sensitive": {"x": "a.csv"}}}
+    parse({"version": 4, "actions": {"\u00e9" * 100: body}})
+    with pytest.raises(InvalidProject, match="is too long: at most 200 bytes are possible"):
+        parse({"version": 4, "actions": {"\u00e9" * 101: body}})

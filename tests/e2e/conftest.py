@@ -69,6 +69,8 @@ async def live(database_dsn: str, tmp_path: Path) -> AsyncIterator[LiveControlle
             "TEST_JOB_SERVER_TOKEN": AGENT_TOKEN,
             "ALLOW_LOCAL_GIT_REPOS": "true",
             "WORKDIR": str(tmp_path / "controller"),
+            # Whatever happens in a test must come of a wake-up, never of the safety net.
+            "RAP_SAFETY_SECONDS": "3600",
         }
     )
     async with controller(settings, SystemClock(), os.environ) as made:

@@ -270,7 +270,7 @@ class TestReports:
         created = await harness.create(study.request("extract"))
         await harness.settle()
         (task,) = await harness.engine.active_tasks("test")
-        said = {"stage": "executing", "results": {}, "complete": False, "timestamp_ns": None}
+        said: dict[str, Any] = {"stage": "executing", "results": {}, "complete": False, "timestamp_ns": None}
         await harness.engine.update_task("test", task_id=task.id, **said)
         assert await harness.codes(created.rap_id) == {"extract": "executing"}
         with pytest.raises(NotFound):

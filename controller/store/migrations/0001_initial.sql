@@ -22,7 +22,7 @@ CREATE TABLE flag (
 
 CREATE TABLE rap (
     id text PRIMARY KEY CHECK (id ~ '^[a-z0-9]{16}$'),
-    seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    seq bigint GENERATED ALWAYS AS IDENTITY,
     dialect text NOT NULL,
     backend text NOT NULL REFERENCES backend,
     workspace text NOT NULL,
@@ -41,7 +41,9 @@ CREATE TABLE rap (
     parent_traceparent text,
     created_at timestamptz NOT NULL
 );
+-- A page of RAPs reads what is on the page, and not through everybody else's.
 CREATE INDEX rap_of_backend ON rap (backend, seq DESC);
+CREATE INDEX rap_of_workspace ON rap (backend, workspace, seq DESC);
 
 CREATE TABLE job (
     id text PRIMARY KEY,
