@@ -13,7 +13,7 @@ from agent import app
 from agent.executors.base import Executor, Unusable
 from agent.executors.fake import FakeExecutor
 from agent.executors.sandbox import SandboxExecutor
-from agent.images import ImageTableError, parse_image_table
+from agent.images import parse_image_table
 from agent.settings import Settings, from_environ
 from common import logs
 from common.clock import SystemClock
@@ -34,7 +34,6 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     """
     try:
         settings = from_environ(environ)
-        executor = make_executor(settings)
     except ConfigurationError as error:
         for fault in error.faults:
             sys.stderr.write(f"rap agent: {fault}\n")
@@ -42,7 +41,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
     try:
         # asyncio's own loop on purpose: it starts child processes four times as fast as uvloop.
-        asyncio.run(_run(settings, executor))
+        asyncio.run(_run(settings, make_executor(settings)))
     except Unusable as error:
         sys.stderr.write(f"rap agent: {error}\n")
         return MISCONFIGURED
@@ -53,18 +52,11 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def make_executor(settings: Settings) -> Executor:
-    """The executor that RAP_EXECUTOR names.
-
-    :raises ConfigurationError: a setting of its own is malformed.
-    """
+    """The executor that RAP_EXECUTOR names."""
     if settings.executor == "fake":
         return FakeExecutor()
-    try:
-        images = parse_image_table(settings.sandbox_images)
-    except ImageTableError as error:
-        raise ConfigurationError([str(error)]) from error
     return SandboxExecutor(
-        images,
+        parse_image_table(settings.sandbox_images),
         allow_unisolated=settings.allow_unisolated,
         share_network=settings.sandbox_network,
         # A job shorter than the interval would end without metrics.

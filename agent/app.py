@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import tempfile
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +53,7 @@ async def run(
 def make_places(settings: Settings) -> Places:
     """The agent's folders, made if they are not there.
 
-    :raises Unusable: one cannot be made.
+    :raises Unusable: one cannot be made, or not be written.
     """
     places = Places(
         high=settings.high_privacy_dir.absolute(),
@@ -60,11 +61,13 @@ def make_places(settings: Settings) -> Places:
         archive=settings.archive_dir.absolute(),
         work=settings.work_dir.absolute(),
     )
-    for folder in (places.high, places.medium, places.work / "tasks"):
+    for folder in (places.high, places.medium, places.work, places.work / "tasks"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
         except OSError as error:
-            raise Unusable(f"the folder {folder} cannot be made: {error.strerror}") from error
+            raise Unusable(f"the folder {folder} cannot be made or written: {error.strerror}") from error
     return places
 
 

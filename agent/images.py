@@ -101,9 +101,9 @@ def parse_image_table(text: str) -> ImageTable:
     entries: dict[str, Interpreter] = {}
     for name, value in _pairs(text):
         if not name or any(character.isspace() for character in name):
-            raise ImageTableError(f"{SETTING}: '{name}' is not an image name")
+            raise ImageTableError(f"'{name}' is not an image name")
         if name in entries:
-            raise ImageTableError(f"{SETTING}: '{name}' is there twice")
+            raise ImageTableError(f"'{name}' is there twice")
         entries[name] = _interpreter(name, value)
     return ImageTable(entries)
 
@@ -113,14 +113,14 @@ def _pairs(text: str) -> Iterator[tuple[str, Any]]:
         try:
             yield from orjson.loads(text).items()
         except orjson.JSONDecodeError as error:
-            raise ImageTableError(f"{SETTING}: not JSON: {error}") from error
+            raise ImageTableError(f"not JSON: {error}") from error
         return
     for part in text.split(","):
         if not part.strip():
             continue
         name, equals, path = part.partition("=")
         if not equals:
-            raise ImageTableError(f"{SETTING}: '{part.strip()}' is not name=path")
+            raise ImageTableError(f"'{part.strip()}' is not name=path")
         yield name.strip(), path.strip()
 
 
@@ -128,16 +128,16 @@ def _interpreter(name: str, value: Any) -> Interpreter:
     read: Any = []
     if isinstance(value, dict):
         if unknown := set(value) - {"command", "read"}:
-            raise ImageTableError(f"{SETTING}: '{name}' has an unknown key '{min(unknown)}'")
+            raise ImageTableError(f"'{name}' has an unknown key '{min(unknown)}'")
         value, read = value.get("command"), value.get("read", [])
     command = [value] if isinstance(value, str) else value
     for what, words in (("command", command), ("read", read)):
         if not isinstance(words, list) or not all(isinstance(word, str) and "\0" not in word for word in words):
-            raise ImageTableError(f"{SETTING}: the {what} of '{name}' is not a string or a list of strings")
+            raise ImageTableError(f"the {what} of '{name}' is not a string or a list of strings")
     if not command or not Path(command[0]).is_absolute():
-        raise ImageTableError(f"{SETTING}: '{name}' needs the absolute path of a program")
+        raise ImageTableError(f"'{name}' needs the absolute path of a program")
     if not all(Path(path).is_absolute() for path in read):
-        raise ImageTableError(f"{SETTING}: '{name}' may only read absolute paths")
+        raise ImageTableError(f"'{name}' may only read absolute paths")
     return Interpreter(command=tuple(command), read=tuple(Path(path) for path in read))
 
 

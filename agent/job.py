@@ -6,6 +6,7 @@ not wanted, because its steps can all be repeated.
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -229,7 +230,7 @@ class Job:
         status = await self._tools.executor.status(self._run)
 
         def read() -> tuple[bool, bool, dict[str, Any] | None, bool]:
-            prepared = (self._notes / "prepared").exists() and (self._run.volume / TIMESTAMP).exists()
+            prepared = (self._notes / "prepared").exists() and os.path.lexists(self._run.volume / TIMESTAMP)
             left = self._run.volume.exists() or self._run.state_dir.exists()
             return prepared, (self._notes / "started").exists(), metadata.read(self._log_dir), left
 
@@ -373,8 +374,10 @@ class Job:
         async def source(offset: int, limit: int) -> bytes:
             return await asyncio.to_thread(read, offset, limit)
 
+        # The file ends with our summary, which names outputs: without leave for that, only what the job printed.
+        whole = self._tools.settings.egress.outputs
         try:
-            await self._log_push.push(source, tries=_FINAL_LOG_TRIES)
+            await self._log_push.push(source if whole else self._read_log, tries=_FINAL_LOG_TRIES)
         except Exception:
             _log.exception("the job's log could not be pushed")
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
+from agent import images
 from common.environ import ConfigurationError, Environ
 from common.logs import FORMATS, LEVELS
 from common.protocol import Egress
@@ -120,7 +121,7 @@ def read(environ: Environ) -> Settings:
         sample_interval=environ.number("STATS_POLL_INTERVAL", 10, least=0.05),
         log_limit=environ.integer("RAP_LOG_BYTES", 1024**2),
         poll_seconds=environ.number("RAP_POLL_SECONDS", 20, most=300),
-        sandbox_images=environ.text("RAP_SANDBOX_IMAGES"),
+        sandbox_images=_sandbox_images(environ),
         sandbox_network=environ.flag("RAP_SANDBOX_NETWORK"),
         allow_unisolated=environ.flag("RAP_ALLOW_UNISOLATED"),
         db_env=_db_env(environ),
@@ -181,6 +182,15 @@ def _token(environ: Environ) -> str:
     if not token.isascii() or not token.isprintable():
         environ.fault(name, "has a value that cannot be sent in an HTTP header")
     return token
+
+
+def _sandbox_images(environ: Environ) -> str:
+    text = environ.text(images.SETTING)
+    try:
+        images.parse_image_table(text)
+    except images.ImageTableError as error:
+        environ.fault(images.SETTING, f"is no image table: {error}")
+    return text
 
 
 def _agent_id(environ: Environ) -> str:

@@ -4,6 +4,7 @@ So `rap --help` is quick, and a missing optional dependency hurts only the comma
 """
 
 import importlib
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -114,7 +115,12 @@ def rap() -> None:
 
 def main(**options: Any) -> None:
     """The entry point of the `rap` script."""
-    rap.main(prog_name="rap", **options)
+    try:
+        rap.main(prog_name="rap", **options)
+    except OSError as error:
+        # Above all: what a command prints cannot be written, because the disk is full or stdout is closed.
+        click.echo(f"rap: {error}", err=True)
+        sys.exit(Problem.exit_code)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ STYLES: Final[Mapping[str, str]] = {
     "succeeded": "green",
     "failed": "bold red",
 }
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What steers a terminal, the marks that turn the direction of text included."""
 _TERMINAL: Final = ("succeeded", "failed")
 _ACTION_WIDTH: Final = 16
 """Columns that an action's name gets before it is broken."""
@@ -29,7 +30,7 @@ _ACTION_WIDTH: Final = 16
 
 def safe(text: str) -> str:
     """`text` with its control characters spelt out, so that it cannot steer a terminal."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def is_finished(detail: Detail) -> bool:

@@ -4,12 +4,19 @@ Every function builds what is sent from an allow-list; nothing is copied and the
 `metadata.json` stays inside until somebody lists it here.
 """
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from agent.core.messages import KILLS, SAFE
 from common.protocol import Egress
+
+OUTPUTS_BYTES: Final = 1024 * 1024
+"""Most that a report says about outputs. The controller takes bodies of some MiB (RAP_MAX_BODY); a report that it
+does not take would lose the job's end, not only the list."""
+TEXT_CHARACTERS: Final = 50_000
+"""Most of one message, for the same reason."""
 
 METRICS: Final = frozenset({"cpu_mean", "cpu_peak", "mem_mb_mean", "mem_mb_peak"})
 
@@ -93,14 +100,28 @@ def redact_results(metadata: Mapping[str, Any], egress: Egress) -> dict[str, Any
         "job_metrics": redact_metrics(metadata.get("job_metrics") or {}, egress),
     }
     if egress.outputs:
-        outputs = metadata.get("outputs_detail") or ()
-        results["outputs"] = [{key: _text(output[key]) for key in _OUTPUT} for output in outputs]
+        results |= _list_outputs(metadata.get("outputs_detail") or ())
     return results
 
 
+def _list_outputs(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As many outputs as a report can hold, and how many more there are."""
+    listed: list[dict[str, Any]] = []
+    room = OUTPUTS_BYTES
+    for output in outputs:
+        entry = {key: _text(output[key]) for key in _OUTPUT}
+        room -= len(json.dumps(entry))
+        if room < 0:
+            return {"outputs": listed, "outputs_left_out": len(outputs) - len(listed)}
+        listed.append(entry)
+    return {"outputs": listed}
+
+
 def _text(value: Any) -> Any:
-    """A string that JSON and a database can hold: file names and messages may be no valid UTF-8."""
-    return value.encode(errors="replace").decode().replace("\x00", "?") if isinstance(value, str) else value
+    """A string that JSON and a database can hold: file names and messages may be long, and no valid UTF-8."""
+    if not isinstance(value, str):
+        return value
+    return value[:TEXT_CHARACTERS].encode(errors="replace").decode().replace("\x00", "?")
 
 
 def redact_environment(value: Any) -> Any:

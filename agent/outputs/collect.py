@@ -14,8 +14,10 @@ from typing import Final
 
 from attrs import frozen
 
-from agent.outputs.workspaces import TIMESTAMP, Copied, Stopped, copy, resolve_inside
+from agent.outputs.workspaces import TIMESTAMP, Copied, Stopped, copy, regain, resolve_inside
 
+METADATA: Final = "metadata"
+"""The folder of a workspace that holds the manifest and the logs: an output there could forge them."""
 UNMATCHED_LIMIT: Final = 1000
 """Most unmatched outputs that are remembered; a job may write millions of files."""
 
@@ -37,12 +39,22 @@ def _children(folder: Path) -> list[str]:
         return []
 
 
+def _translate(part: str) -> re.Pattern[str]:
+    """What one component of a glob matches, in time linear in the name.
+
+    Each piece is taken where it comes first and never looked for again: with backtracking, a dozen stars and a long
+    name would keep the whole agent busy for years.
+    """
+    first, *middle, last = (re.escape(piece) for piece in part.split("*"))
+    return re.compile(first + "".join(f"(?>.*?{piece})" for piece in middle) + f".*{last}", re.DOTALL)
+
+
 def _walk_pattern(volume: Path, done: str, parts: list[str]) -> Iterator[str]:
     """Paths below `done` (relative, resolved step by step) that match the remaining parts."""
     here = resolve_inside(volume, done) if done else volume
     part, rest = parts[0], parts[1:]
     if "*" in part:
-        regex = re.compile(".*".join(re.escape(piece) for piece in part.split("*")), re.DOTALL)
+        regex = _translate(part)
         names = [name for name in _children(here) if regex.fullmatch(name)]
     else:
         names = [part] if os.path.lexists(here / part) else []
@@ -62,11 +74,12 @@ def _is_file(volume: Path, here: Path, path: str, name: str) -> bool:
 
 
 def match(volume: Path, pattern: str) -> list[str]:
-    """The files that a glob matches, relative to the volume, sorted.
+    """The files that a glob matches, relative to the volume, sorted; never what the agent itself keeps there.
 
     :raises UnsafePath: a match is, or lies behind, a symlink that leaves the volume.
     """
-    return [path for path in _walk_pattern(volume, "", pattern.split("/")) if path != TIMESTAMP]
+    paths = _walk_pattern(volume, "", pattern.split("/"))
+    return [path for path in paths if path != TIMESTAMP and not path.startswith(f"{METADATA}/")]
 
 
 def _newer_files(volume: Path, matched: Mapping[str, str], stop: threading.Event) -> Iterator[str]:
@@ -92,6 +105,7 @@ def find(volume: Path, output_spec: Mapping[str, str], stop: threading.Event) ->
     :raises UnsafePath: see `match`.
     :raises Stopped: `stop` was set.
     """
+    regain(volume)
     outputs: dict[str, str] = {}
     unmatched_patterns = []
     for pattern, level in output_spec.items():

@@ -6,6 +6,7 @@ Outputs are kept whatever the exit code is (reference section 5.2).
 
 import asyncio
 import io
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ _log = structlog.get_logger()
 MODERATE: Final = "moderately_sensitive"
 _PROJECT_LIMIT: Final = 1024 * 1024
 _LOG_CHUNK: Final = 256 * 1024
+_LONGEST_NAME: Final = 255
+"""Bytes of a file's name on every file system that we know of."""
 
 
 @frozen(kw_only=True)
@@ -172,6 +175,8 @@ def _place(
         copy(source, target, stop)
     else:
         remove_file(target)
+    if len(os.fsencode(note.name)) > _LONGEST_NAME:
+        return  # the manifest and the log say it, too
     if message is not None:
         with replacing(note) as file:
             file.write(f"{message}\n".encode())

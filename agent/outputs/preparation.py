@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from uuid import uuid4
 
 from agent.checkout import Checkouts
 from agent.core.definition import JobDefinition, check_relative
@@ -68,7 +69,8 @@ def _stamp(volume: Path) -> None:
     with replacing(stamp) as file:
         file.write(str(time.time_ns()).encode())
     since = stamp.stat().st_mtime_ns
-    probe = volume / f"{TIMESTAMP}.probe"
+    # Not a name that the repository could have given to a link, which a touch would follow.
+    probe = volume / f"{TIMESTAMP}.{uuid4().hex}"
     deadline = time.monotonic() + 1
     while time.monotonic() < deadline:
         probe.touch()

@@ -167,12 +167,24 @@ def remove_tree(folder: Path) -> None:
     except FileNotFoundError:
         return
     except PermissionError:
-        for parent, folders, _ in os.walk(folder):
-            for name in folders:
-                path = os.path.join(parent, name)
-                if not os.path.islink(path):
-                    os.chmod(path, 0o700)
+        regain(folder)
         shutil.rmtree(folder)
+
+
+def regain(folder: Path) -> None:
+    """Let ourselves back into a tree whose files are ours but whose modes a job has chosen; links are not followed."""
+    _allow(folder, stat.S_IRWXU)
+    for parent, folders, files in os.walk(folder):
+        for name in folders:
+            _allow(os.path.join(parent, name), stat.S_IRWXU)
+        for name in files:
+            _allow(os.path.join(parent, name), stat.S_IRUSR)
+
+
+def _allow(path: str | Path, rights: int) -> None:
+    mode = os.lstat(path).st_mode
+    if not stat.S_ISLNK(mode) and mode & rights != rights:
+        os.chmod(path, stat.S_IMODE(mode) | rights)
 
 
 def resolve_inside(volume: Path, relative: str) -> Path:

@@ -46,7 +46,13 @@ def demo() -> None:
     results = RESULTS.absolute()
     if not STUDY.is_dir():
         raise Problem("the example study is part of the repository, not of the installed package: clone it")
-    base = Path(tempfile.mkdtemp(prefix="rap-demo-"))
+    try:
+        results.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=results):
+            pass
+        base = Path(tempfile.mkdtemp(prefix="rap-demo-"))
+    except OSError as error:
+        raise Problem(f"{error.filename or results} cannot be written: {error.strerror}") from error
     try:
         succeeded = signals.run(_demo(base, results), on_signal=lambda: click.echo("Stopping ..."))
     finally:

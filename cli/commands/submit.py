@@ -10,7 +10,7 @@ from attrs import frozen
 from cli import connection, progress, report, source
 from cli.client import Client
 from cli.connection import Connection
-from cli.errors import Problem
+from cli.errors import Problem, Refused
 from common.ids import random_id
 
 _INTERRUPTED = 130
@@ -88,7 +88,12 @@ async def _submit(connected: Connection, found: source.Source, wish: Wish) -> di
     console = connection.console(stderr=connected.json)
     async with connected.client() as client:
         backend = wish.backend or await _only_backend(client)
-        answer = await client.create(_body(found, wish, backend))
+        try:
+            answer = await client.create(_body(found, wish, backend))
+        except Refused:
+            # Of a backend that does not exist, the RAP API only says `Unknown error`.
+            await _check_backend(client, backend)
+            raise
         data = answer.data
         if data.get("count"):
             jobs = "1 job" if data["count"] == 1 else f"{data['count']} jobs"
@@ -137,12 +142,26 @@ def _body(found: source.Source, wish: Wish, backend: str) -> dict[str, Any]:
     }
 
 
+async def _check_backend(client: Client, wanted: str) -> None:
+    """Pass if the token opens the backend.
+
+    :raises Problem: it does not.
+    """
+    slugs = await _open_backends(client)
+    if wanted not in slugs:
+        raise Problem(f"--backend: {wanted!r} is not open to you; what is: {', '.join(slugs) or 'none'}")
+
+
+async def _open_backends(client: Client) -> list[str]:
+    return [str(each["slug"]) for each in (await client.read("backends"))["backends"]]
+
+
 async def _only_backend(client: Client) -> str:
     """The one backend that the token opens.
 
     :raises Problem: there are more, or none.
     """
-    slugs = [str(each["slug"]) for each in (await client.read("backends"))["backends"]]
+    slugs = await _open_backends(client)
     if len(slugs) == 1:
         return slugs[0]
     if not slugs:

@@ -14,7 +14,7 @@ from cli.stack.stack import Running, running
 @click.command()
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where everything is kept; default: ${XDG_DATA_HOME:-~/.local/share}/rap.",
 )

@@ -1,6 +1,9 @@
 """The agent as a whole: started, told to stop, and kept from sharing its folder."""
 
 import asyncio
+import contextlib
+import errno
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,4 +64,16 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         await asyncio.to_thread((tmp_path / "file").touch)
         settings = evolve(stage.settings, high_privacy_dir=tmp_path / "file" / "high")
         with pytest.raises(Unusable, match="file/high"):
+            await app.run(settings, stage.executor, SystemClock(), asyncio.Event())
+
+
+async def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*, dir: Path) -> None:
+        if dir.name == "medium":
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    async with stand(tmp_path) as stage:
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: contextlib.nullcontext(full(dir=dir)))
+        settings = evolve(stage.settings, medium_privacy_dir=tmp_path / "medium")
+        with pytest.raises(Unusable, match=r"medium cannot be .*: Read-only"):
             await app.run(settings, stage.executor, SystemClock(), asyncio.Event())

@@ -88,7 +88,7 @@ def test_empty_is_default() -> None:
 def test_faults_name_the_setting(text: str, fault: str) -> None:
     with pytest.raises(ImageTableError, match=fault) as caught:
         parse_image_table(text)
-    assert str(caught.value).startswith("RAP_SANDBOX_IMAGES: ")
+    assert "RAP_SANDBOX_IMAGES" not in str(caught.value)  # the settings say it
 
 
 @given(st.text())

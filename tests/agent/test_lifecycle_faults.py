@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.core.messages import COMPLETED
 from agent.executors.base import ExecutorError
 from agent.job import Job
 from agent.outputs import finalization
+from agent.outputs.workspaces import TIMESTAMP
 from tests.agent.fake_controller import Fault
-from tests.agent.stage import Stage, make_repo, stand, write_output
+from tests.agent.stage import Stage, git, make_repo, stand, write_output
 from tests.agent.test_loop import C1, T1, until_forgotten
 
 
@@ -383,3 +386,36 @@ async def test_a_closed_backend_sends_no_name_no_log_and_no_environment(tmp_path
         stored = await asyncio.to_thread(next((tmp_path / "high/logs").glob("*/os-job-jobone/metadata.json")).read_text)
         assert "canary-unmatched.txt" in stored
         assert "canary-env" not in stored
+
+
+async def test_a_link_of_the_repository_is_not_followed_while_preparing(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage:
+        repository, target = Path(stage.repo), tmp_path / "made-by-the-agent"
+
+        def commit_links() -> str:
+            for name in (TIMESTAMP, f"{TIMESTAMP}.probe", f"{TIMESTAMP}.tmp"):
+                (repository / name).symlink_to(target)
+            git(repository, "add", "--all")
+            git(repository, "commit", "--quiet", "--message", "links")
+            return git(repository, "rev-parse", "HEAD")
+
+        stage.executor.script = write_output
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task(commit=await asyncio.to_thread(commit_links)))
+            await until_forgotten(stage, T1)
+        assert stage.controller.final(T1)["results"]["status_message"] == COMPLETED
+        assert not await asyncio.to_thread(os.path.lexists, target)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".xyz"])
+async def test_a_name_too_long_for_a_note_beside_it_is_no_obstacle(tmp_path: Path, suffix: str) -> None:
+    name = "n" * (255 - len(suffix)) + suffix
+    async with stand(tmp_path) as stage:
+        stage.executor.script = lambda run: write_output(run, name=f"output/{name}")
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task(output_spec={f"output/*{suffix}": "moderately_sensitive"}))
+            await until_forgotten(stage, T1)
+        final = stage.controller.final(T1)["results"]
+        assert (final["error"], final["has_level4_excluded_files"]) == (False, suffix == ".xyz")
+        medium = tmp_path / "medium/workspaces/ws/output" / name
+        assert await asyncio.to_thread(medium.exists) is (suffix == ".csv")

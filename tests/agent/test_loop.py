@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agent.loop import StopMode
+from common.protocol import Egress
 from tests.agent.stage import TRACEPARENT, Stage, stand, write_output
 
 T1, C1 = "jobone-001", "jobone-001-cancel"
@@ -188,6 +189,18 @@ async def test_metrics_and_log_are_pushed_while_the_job_runs(tmp_path: Path) -> 
         assert stage.controller.logs[T1].startswith("hello from the job\nGrüße\n")
         assert stage.controller.logs[T1].count("hello") == 1
         assert stage.controller.final(T1)["results"]["exit_code"] == "3"
+
+
+@pytest.mark.parametrize("egress", [Egress(logs=True), Egress(logs=True, outputs=True)])
+async def test_the_summary_of_a_log_leaves_only_where_outputs_may_be_named(tmp_path: Path, egress: Egress) -> None:
+    async with stand(tmp_path) as stage:
+        stage.executor.script = write_output
+        async with stage.agent(egress=egress):
+            await stage.controller.offer(stage.run_task())
+            await until_forgotten(stage, T1)
+        assert stage.controller.logs[T1].startswith("hello from the job\n")
+        assert ("output/table.csv" in stage.controller.logs[T1]) is egress.outputs
+        assert (b"output/table.csv" in b"".join(stage.controller.traffic)) is egress.outputs
 
 
 async def test_tasks_offered_twice_run_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from agent.core.definition import check_relative, parse_definition, parse_memory
 from agent.core.errors import BadDefinition, OutputClash, UnsafePath
@@ -52,6 +53,44 @@ def test_findings_tell_what_did_not_match(tmp_path: Path) -> None:
     assert findings.outputs == {"out/a.csv": "highly_sensitive"}
     assert findings.unmatched_patterns == ("missing/*.csv",)
     assert findings.unmatched_outputs == ("mixed.csv", "out/b.txt")
+
+
+def test_a_glob_full_of_stars_takes_no_longer_than_another(tmp_path: Path) -> None:
+    fill(tmp_path, "a" * 250, "a" * 200 + ".csv")
+    assert collect.match(tmp_path, "*a" * 20 + "*b") == []
+    assert collect.match(tmp_path, "*a" * 20 + "*.csv") == ["a" * 200 + ".csv"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [("a*", ["a", "aba", "abab"]), ("a*a", ["aba"]), ("*ab", ["abab"]), ("*b*b", ["abab"]), ("ab*ba", []), ("*", None)],
+)
+def test_what_stars_match(tmp_path: Path, pattern: str, matches: list[str] | None) -> None:
+    names = ["a", "aba", "abab", "c"]
+    fill(tmp_path, *names)
+    assert collect.match(tmp_path, pattern) == (names if matches is None else matches)
+
+
+def test_what_the_agent_keeps_in_a_workspace_is_no_output(tmp_path: Path) -> None:
+    fill(tmp_path, "metadata/manifest.json", "metadata/other.log", "output/a.json", TIMESTAMP)
+    spec = {"*/*.json": "moderately_sensitive", "metadata/other.log": "moderately_sensitive"}
+    findings = collect.find(tmp_path, spec, GO)
+    assert findings.outputs == {"output/a.json": "moderately_sensitive"}
+    assert findings.unmatched_patterns == ("metadata/other.log",)
+
+
+def test_modes_that_the_job_chose_hide_nothing_from_the_agent(tmp_path: Path) -> None:
+    volume = fill(tmp_path / "volume", "out/sub/a.csv", TIMESTAMP)
+    elsewhere = fill(tmp_path, "elsewhere") / "elsewhere"
+    (volume / "link").symlink_to(elsewhere)
+    elsewhere.chmod(0o040)
+    for path in ("out/sub/a.csv", "out/sub", "out", "."):
+        (volume / path).chmod(0)
+    assert collect.find(volume, {"out/*/*.csv": "highly_sensitive"}, GO).outputs == {
+        "out/sub/a.csv": "highly_sensitive"
+    }
+    assert (volume / "out/sub/a.csv").stat().st_mode & 0o400
+    assert elsewhere.stat().st_mode & 0o777 == 0o040
 
 
 @pytest.mark.parametrize("link", ["file", "folder", "relative"])
@@ -117,6 +156,7 @@ def test_a_tree_that_the_job_made_unwritable_is_removed(tmp_path: Path) -> None:
     fill(tmp_path, "volume/a/b")
     (tmp_path / "volume/a").chmod(0o500)
     (tmp_path / "volume/link").symlink_to("/")
+    (tmp_path / "volume").chmod(0)
     remove_tree(tmp_path / "volume")
     remove_tree(tmp_path / "volume")
     assert not (tmp_path / "volume").exists()
@@ -140,12 +180,15 @@ def test_a_tree_that_the_job_made_unwritable_is_removed(tmp_path: Path) -> None:
         ("a.csv", "a,b\n", None, (0, 0)),
         ("a.csv", "", None, (0, 0)),
         ("a.csv", "\udcff\udcfe", None, (None, None)),
+        ("b.csv", f"patient_id\n{'1' * 140_000}\n", "File has patient_id column", (None, None)),
+        ("b.csv", f"a\n{'1' * 140_000}\n", None, (None, None)),
         ("a.txt", "patient_id", None, (None, None)),
     ],
 )
 def test_level4(tmp_path: Path, name: str, text: str, message: str | None, counts: tuple[Any, Any]) -> None:
     (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
-    checked = level4.check(tmp_path / name, RULES)
+    rules = evolve(RULES, max_size=200_000) if name == "b.csv" else RULES
+    checked = level4.check(tmp_path / name, rules)
     assert checked.message == message
     assert (checked.row_count, checked.col_count) == counts
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.messages import CANCELLED, COMPLETED, ERRORED, KILLED, OUT_OF_MEMORY, describe_exit, suggest
-from agent.core.redact import REDACTED, redact_environment, redact_error, redact_metrics, redact_results
+from agent.core.redact import OUTPUTS_BYTES, REDACTED, redact_environment, redact_error, redact_metrics, redact_results
 from agent.executors.base import Exit
 from common.protocol import Egress
 
@@ -146,3 +146,12 @@ def test_the_hint_lists_what_the_job_wrote_instead() -> None:
     assert suggest([], ["x"]) is None
     assert "x.csv" in (suggest(["y.csv"], ["x.csv"]) or "")
     assert "5 more" in (suggest(["y"], [f"{n}" for n in range(25)]) or "")
+
+
+def test_a_report_says_as_much_about_outputs_as_it_can_hold() -> None:
+    output = metadata()["outputs_detail"][0]
+    many = [output | {"path": "\x1b" * 1000 + f"{number}.csv"} for number in range(1000)]
+    results = redact_results(metadata(outputs_detail=many, status_message="m" * 10**6), OPEN)
+    assert len(json.dumps(results)) < OUTPUTS_BYTES * 1.2
+    assert 100 < len(results["outputs"]) == 1000 - results["outputs_left_out"]
+    assert "outputs_left_out" not in redact_results(metadata(), OPEN)

@@ -232,6 +232,26 @@ async def test_submit_does_not_guess_among_backends(controller: FakeController, 
     _one_line(result.stderr, "a, b", "--backend")
 
 
+async def test_submit_to_an_unknown_backend_names_those_there_are(controller: FakeController, repo: Path) -> None:
+    controller.script["GET /api/backends"] = (200, {"backends": [_backend("a"), _backend("b")]})
+    controller.script[CREATE] = (400, {"error": "unknown", "details": "Unknown error"})
+    result = await invoke(controller, "submit", str(repo), "--backend", "c")
+    assert result.exit_code == 2
+    _one_line(result.stderr, "--backend", "'c'", "a, b")
+    known = await invoke(controller, "submit", str(repo), "--backend", "a")
+    assert known.stderr == "rap: Unknown error\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "cli.main", *arguments]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True, check=False)
+    assert done.returncode == 2
+    _one_line(done.stderr, "No space left")
+
+
 async def test_a_create_whose_answer_was_lost_is_sent_again_with_the_same_id(
     controller: FakeController, repo: Path
 ) -> None:
@@ -334,14 +354,14 @@ async def test_a_terminal_gets_a_table_that_moves(controller: FakeController) ->
 
 
 async def test_status_shows_the_jobs(controller: FakeController) -> None:
-    jobs = (job("one"), job("two", "failed", message="broke \x1b[2J[red]x"), job("three", "pending"))
+    jobs = (job("one"), job("two", "failed", message="broke \x1b[2J[red]x\u202ey"), job("three", "pending"))
     controller.script[f"GET /api/raps/{RAP}"] = (200, detail(*jobs))
     result = await invoke(controller, "status", RAP)
     assert result.exit_code == 0
     for part in ("one", "nonzero_exit", "pending", "message of three", TRACE, "backend test"):
         assert part in result.stdout
     assert "\x1b" not in result.stdout
-    assert "broke \\x1b[2J[red]x" in result.stdout
+    assert "broke \\x1b[2J[red]x\\u202ey" in result.stdout
     as_json = await invoke(controller, "status", RAP, "--json")
     assert json.loads(as_json.stdout) == detail(*jobs)
 

@@ -252,3 +252,11 @@ def test_half_a_certificate_is_none(given: str):
     (fault,) = refused(agent.from_environ, AGENT | {given: "x"})
     missing = {"PRESTO_TLS_CERT": "PRESTO_TLS_KEY", "PRESTO_TLS_KEY": "PRESTO_TLS_CERT"}[given]
     assert fault == f"{missing} must be set too, since {given} is"
+
+
+def test_all_faults_of_an_agent_come_together():
+    faults = refused(agent.from_environ, {"RAP_EGRESS": "all", "RAP_SANDBOX_IMAGES": "python"})
+    named = [fault.split()[0] for fault in faults]
+    missing = {"BACKEND", "RAP_CONTROLLER_URL", "CONTROLLER_TASK_API_TOKEN"}
+    assert set(named) == missing | {"RAP_EGRESS", "RAP_SANDBOX_IMAGES"}
+    assert len(named) == 5

@@ -171,6 +171,13 @@ def test_an_unwritable_folder_is_refused(home: Path):
     )
 
 
+def test_a_file_is_no_folder(home: Path):
+    (home / "file").write_text("")
+    done = rap(home, "up", "--data", str(home / "file"), "--port", "0")
+    assert done.returncode == 2
+    assert done.stderr == f"rap: {home / 'file'} cannot be used for data: File exists (choose another with --data)\n"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -217,3 +224,11 @@ def test_the_demo_fails_if_a_job_fails(home: Path):
     done = rap(home, "demo", RAP_SANDBOX_IMAGES=f"other={os.path.realpath('/bin/sh')}")
     assert done.returncode == 1
     assert "Unknown image" in done.stdout
+
+
+def test_a_demo_that_cannot_leave_its_results_says_so_before_it_starts(home: Path):
+    (home / ".rap-demo").write_text("")
+    done = rap(home, "demo")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"rap: {home / '.rap-demo'} cannot be written: File exists\n"
