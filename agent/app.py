@@ -20,6 +20,7 @@ from agent.loop import Loop, StopMode
 from agent.outputs.workspaces import Places
 from agent.reports import Reports
 from agent.settings import Settings
+from common import proxies
 from common.clock import Clock
 from common.protocol import Declaration, Report, Verdict
 
@@ -102,7 +103,7 @@ async def assemble(
         user=f"jobrunner-{settings.backend}",
         token=settings.private_repo_access_token,
     )
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(trust_env=proxies.apply_to(settings.controller_url)) as session:
         client = Client(
             session,
             url=settings.controller_url,

@@ -15,6 +15,7 @@ from attrs import frozen
 from yarl import URL
 
 from cli.errors import Missing, Problem, Refused
+from common import proxies
 from common.clock import Clock, SystemClock
 
 RAP_API: Final = "/controller/v1"
@@ -25,7 +26,6 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=90, connect=10)
 """Seconds. A create fetches the repository before it answers."""
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
-_LOCAL_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 @frozen(kw_only=True)
@@ -68,8 +68,7 @@ class Client:
             headers=self._headers,
             timeout=_TIMEOUT,
             cookie_jar=aiohttp.DummyCookieJar(),
-            # A proxy of the environment is meant for the outside, not for a `rap up` next door.
-            trust_env=URL(self.url).host not in _LOCAL_HOSTS,
+            trust_env=proxies.apply_to(self.url),
         )
         return self
 
