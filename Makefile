@@ -38,7 +38,7 @@ test: .venv/dev.stamp ## Run all tests (ARGS="-k name ...")
 
 .PHONY: test-fast
 test-fast: .venv/dev.stamp ## Run the tests that need no real processes
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto $(ARGS)
 
 .PHONY: fix
 fix: .venv/dev.stamp ## Format, and mend what can be mended

@@ -31,6 +31,8 @@ from tests.agent.executor_contract import (
     start_doomed_agent,
 )
 
+pytestmark = pytest.mark.slow  # real processes, some of them waiting for a time limit
+
 IMAGES = ImageTable({**ImageTable.default().entries, "sh": Interpreter(command=("/bin/sh",))})
 
 
