@@ -1,0 +1,1 @@
+"""Measurements. Each file states what it times and what not; nothing here is part of the test suite."""
