@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from common.environ import ConfigurationError, Environ
 from common.logs import FORMATS, LEVELS
-from controller.core.globs import LEVEL4_FILE_TYPES
+from controller.core.outputs import LEVEL4_FILE_TYPES
 
 _SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 _MEMORY: Final = re.compile(r"[0-9]+(\.[0-9]+)?\s*[kmgt]?(i?b)?", re.IGNORECASE)

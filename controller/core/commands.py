@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from controller.core.project_rules import Fault, check_mapping, describe
+from controller.core.shapes import Fault, check_mapping, describe
 
 OWN_IMAGES: Final = frozenset({"ehrql", "stata-mp", "r", "jupyter", "python", "sqlrunner"})
 """Images that the platform builds. Any other name is a reusable action's repository (section 4.7)."""

@@ -7,15 +7,15 @@ Time: `now` is the controller's. An event may carry `at`, the agent's own time o
 never order, so it is clamped between the job's previous change and `now`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import attrs
 from attrs import frozen
 
 from controller.core.codes import MESSAGE, RESETS, STAGES, JobState, StatusCode
-from controller.core.model import Progress
+from controller.core.model import Job, Progress
 
 PENDING, RUNNING, SUCCEEDED, FAILED = JobState
 
@@ -99,6 +99,22 @@ class Transition:
     def ended(self) -> bool:
         """Whether this is the move that made the job terminal."""
         return self.after.state.is_terminal and not self.before.state.is_terminal
+
+
+@frozen(kw_only=True)
+class Move:
+    """What one transaction does to a job: transitions in their order, none if only its metrics are new."""
+
+    job: Job
+    """As it was before."""
+    transitions: Sequence[Transition]
+    metrics: Mapping[str, Any]
+    """As they are from now on."""
+
+    @property
+    def after(self) -> Progress:
+        """Where the job is then."""
+        return self.transitions[-1].after if self.transitions else self.job.progress
 
 
 class IllegalTransition(Exception):

@@ -12,7 +12,6 @@ from controller.core.codes import JobState, StatusCode
 RapId = NewType("RapId", str)
 JobId = NewType("JobId", str)
 TaskId = NewType("TaskId", str)
-AgentId = NewType("AgentId", str)
 
 RUN_ALL = "run_all"
 """The requested action that stands for every action of the project (reference section 4.3)."""
@@ -34,6 +33,18 @@ class TaskType(enum.StrEnum):
     CANCELJOB = "canceljob"
     DBSTATUS = "dbstatus"
     DBDATACHECK = "dbdatacheck"
+
+
+class Flag(enum.StrEnum):
+    """An operator's switch for a backend (reference section 3.6)."""
+
+    PAUSED = "paused"
+    MODE = "mode"
+    MANUAL_DB_MAINTENANCE = "manual-db-maintenance"
+
+
+DB_MAINTENANCE = "db-maintenance"
+"""The value of `Flag.MODE` while database jobs may not run."""
 
 
 class Level(enum.StrEnum):

@@ -19,7 +19,7 @@ from controller.core.errors import Rejected
 from controller.core.model import RUN_ALL, JobId, JobSpec, RapRequest, ReusableAction
 from controller.core.permissions import analysis_scope
 from controller.core.project import Action, Project
-from controller.core.request_checks import check_workspace, shown
+from controller.core.request_checks import shown
 
 Weigh = Callable[[str, str, str], float]
 """(workspace, action, run command) -> share of the backend that the job takes (section 3.5)."""
@@ -84,14 +84,6 @@ class NothingToDo:
     """The request is served already; `details` is the sentence for the user (section 1.3)."""
 
     details: str
-
-
-def check_request(request: RapRequest) -> None:
-    """What can be said of a request before anything is looked up.
-
-    :raises Rejected: naming the field.
-    """
-    check_workspace(request.workspace)
 
 
 def plan(

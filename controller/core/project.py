@@ -11,9 +11,9 @@ from attrs import frozen
 
 from controller.core.commands import Command, parse_command
 from controller.core.errors import InvalidProject
-from controller.core.globs import OutputSpec, check_against_command, each_glob, parse_outputs
 from controller.core.model import RUN_ALL
-from controller.core.project_rules import Fault, check_keys, check_mapping, describe
+from controller.core.outputs import OutputSpec, check_against_command, each_glob, parse_outputs
+from controller.core.shapes import Fault, check_keys, check_mapping, describe
 
 NEWEST_VERSION: Final = 5
 LONGEST_NAME: Final = 200

@@ -12,7 +12,7 @@ from attrs import field, frozen
 from common.protocol import Verdict
 from controller.core.codes import StatusCode
 from controller.core.machine import Event, Failed
-from controller.core.model import Job, TaskType
+from controller.core.model import DB_MAINTENANCE, Job, JobId, TaskId, TaskType
 from controller.core.outcome import SenselessReport, agent_time, conclusion, progress
 
 _ORDER: Final = {
@@ -31,7 +31,7 @@ _ORDER: Final = {
 }
 
 DBSTATUS_VALUES: Final = frozenset(
-    {"", "db-maintenance"} | {f"{mode};{builds}" for mode in ("db-maintenance", "none") for builds in range(3)}
+    {"", DB_MAINTENANCE} | {f"{mode};{builds}" for mode in (DB_MAINTENANCE, "none") for builds in range(3)}
 )
 """What a DBSTATUS task may answer (reference section 2.5)."""
 
@@ -56,6 +56,8 @@ class Statement:
 class TaskState:
     """The task as it is now."""
 
+    id: TaskId
+    job_id: JobId | None
     type: TaskType
     attempt: int
     agent: str | None

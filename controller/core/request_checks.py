@@ -1,7 +1,7 @@
 """What a request must look like before anything is looked up (reference/opensafely.md section 4.2)."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from controller.core.errors import Rejected, SourceError
@@ -27,15 +27,6 @@ def check_workspace(name: str) -> None:
             f"Invalid workspace name (it has {len(name)} characters, at most {LONGEST_WORKSPACE} are allowed)",
             field="workspace",
         )
-
-
-def check_backend(slug: str, known: Iterable[str]) -> None:
-    """
-    :raises Rejected: no such backend.
-    """
-    known = list(known)
-    if slug not in known:
-        raise Rejected(f"Invalid backend '{shown(slug)}', allowed are: {', '.join(known)}", field="backend")
 
 
 def is_local(repo_url: str) -> bool:

@@ -55,7 +55,6 @@ class ActiveJob:
 class Snapshot:
     """One backend at one moment. `jobs` are in order of age, oldest first."""
 
-    backend: str
     limits: Limits
     modes: Modes
     jobs: Sequence[ActiveJob] = field(factory=tuple)

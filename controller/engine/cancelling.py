@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from controller.core.codes import JobState
 from controller.core.errors import NotFound
-from controller.core.machine import Cancelled, step
+from controller.core.machine import Cancelled, Move, step
 from controller.core.model import Principal, RapId, Verb
 from controller.engine.context import Context
-from controller.engine.scheduling import log_transitions
+from controller.engine.moves import log_moves
 from controller.engine.starting import stop_runs
 from controller.store import backends, jobs, raps
 
@@ -36,12 +36,13 @@ async def cancel(ctx: Context, principal: Principal, rap_id: RapId, actions: Seq
                 not_found=missing,
             )
         chosen = [job for job in found if job.spec.action in set(actions)]
-        moves = [(job, (step(job.progress, Cancelled(), now),), job.metrics) for job in chosen]
+        moves = [
+            Move(job=job, transitions=(step(job.progress, Cancelled(), now),), metrics=job.metrics) for job in chosen
+        ]
         running = [job.id for job in chosen if job.progress.state is JobState.RUNNING]
         if running:
             await stop_runs(tx, rap.backend, running, now)
         await jobs.write(tx, moves)
         await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=rap.backend)
-    for job, transitions, _ in moves:
-        log_transitions(job, transitions)
+    log_moves(moves)
     return len(actions)

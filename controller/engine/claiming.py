@@ -20,10 +20,10 @@ from common.protocol import (
     Welcome,
 )
 from controller.core.codes import StatusCode
-from controller.core.machine import Reset, step
+from controller.core.machine import Move, Reset, step
 from controller.core.model import JobId, Task
 from controller.engine.context import Context
-from controller.engine.scheduling import Move, log_transitions
+from controller.engine.moves import log_moves
 from controller.store import backends, jobs, tasks
 
 
@@ -112,13 +112,15 @@ async def release(ctx: Context, backend: str, request: ReleaseRequest) -> Releas
         )
         ids = [JobId(job) for job in handed_back]
         reset = Reset(code=StatusCode.WAITING_ON_NEW_TASK, message="Job was handed back by its agent and will restart")
-        moves: list[Move] = [(job, (step(job.progress, reset, now),), {}) for job in await jobs.lock.all(tx, ids=ids)]
+        moves = [
+            Move(job=job, transitions=(step(job.progress, reset, now),), metrics={})
+            for job in await jobs.lock.all(tx, ids=ids)
+        ]
         if moves:
             await tasks.void_runs.run(tx, job_ids=ids, now=now)
             await jobs.write(tx, moves)
             await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
-    for job, transitions, _ in moves:
-        log_transitions(job, transitions)
+    log_moves(moves)
     return ReleaseResponse(released=len(moves))
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from controller.core.codes import JobState, StatusCode
 from controller.core.errors import NotFound, Rejected
-from controller.core.model import Job, JobId, Principal, RapId, Verb
+from controller.core.model import DB_MAINTENANCE, Flag, Job, JobId, Principal, RapId, Verb
 from controller.engine.context import Context
 from controller.engine.results import (
     AgentView,
@@ -49,9 +49,9 @@ async def backend_views(ctx: Context, principal: Principal) -> Sequence[BackendV
         flags = {(row.backend, row.id): row for row in await backends.flags.all(tx, backends=slugs)}
 
     def view(slug: str) -> BackendView:
-        paused, mode = flags.get((slug, "paused")), flags.get((slug, "mode"))
-        manual = flags.get((slug, "manual-db-maintenance"))
-        maintained = mode is not None and mode.value == "db-maintenance"
+        paused, mode = flags.get((slug, Flag.PAUSED)), flags.get((slug, Flag.MODE))
+        manual = flags.get((slug, Flag.MANUAL_DB_MAINTENANCE))
+        maintained = mode is not None and mode.value == DB_MAINTENANCE
         by_hand = manual is not None and manual.value == "on"
         return BackendView(
             slug=slug,

@@ -4,127 +4,26 @@ All reports of a batch are judged in their order against the rows as they are un
 jobs and history are written in one statement each. Repeating a batch changes nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 import structlog
-from attrs import define, field, frozen
-from attrs.validators import ge, lt
 
-from common.convert import Malformed, structure
 from common.protocol import LogAnswer, LogChunk, ReportAnswer, ReportsRequest, ReportsResponse, Verdict
 from controller.core.errors import NotFound, Rejected
-from controller.core.machine import IllegalTransition, Progressed, Transition, step
-from controller.core.model import Job, TaskType
-from controller.core.reports import Judgement, Statement, TaskState, database_mode, judge
+from controller.core.machine import Progressed
+from controller.core.model import Flag
+from controller.core.reports import Statement
+from controller.engine.batch import Batch, JobInBatch
 from controller.engine.context import Context
-from controller.engine.scheduling import log_transitions
+from controller.engine.moves import log_moves
 from controller.store import backends, jobs, tasks
 from controller.store.queries import Tx
-from controller.store.tasks import LockedTask
 
 log = structlog.get_logger(__name__)
 
 _MOST_FLOAT: Final = 10**308
-
-LONGEST_PATH: Final = 2000
-"""Bytes of an output's path; an entry of the index on it has room for little more."""
-
-
-def _check_path(_: object, __: object, path: str) -> None:
-    if not 0 < len(path.encode()) <= LONGEST_PATH:
-        raise ValueError(f"must have 1 to {LONGEST_PATH} bytes")
-
-
-@frozen(kw_only=True)
-class ReportedOutput:
-    """One entry of `outputs` in a final report of ours."""
-
-    path: str = field(validator=_check_path)
-    level: str
-    size: int = field(validator=[ge(0), lt(2**63)])
-    sha256: str
-    excluded: bool = False
-    message: str = ""
-
-
-@define
-class _JobMoves:
-    """A job while a batch is judged."""
-
-    job: Job
-    now: Job
-    transitions: list[Transition] = field(factory=list)
-    outputs: Sequence[ReportedOutput] | None = None
-
-
-@define
-class _Batch:
-    """The rows that a batch of statements is about, and what is to be written of them."""
-
-    tasks: dict[str, LockedTask]
-    jobs: dict[str, _JobMoves]
-    now: datetime
-    task_changes: dict[str, dict[str, Any]] = field(factory=dict)
-    modes: list[str] = field(factory=list)
-
-    def take(self, statement: Statement) -> ReportAnswer:
-        """Judge one statement against the rows as the earlier ones leave them."""
-        task = self.tasks.get(statement.task_id)
-        moves = self.jobs.get(task.job_id) if task and task.job_id else None
-        judgement = judge(statement, _state(task) if task else None, moves.now if moves else None)
-        if judgement.applied and task is not None:
-            judgement = self._apply(statement, task, moves, judgement)
-        return ReportAnswer(task_id=statement.task_id, verdict=judgement.verdict, detail=judgement.detail)
-
-    def _apply(
-        self, statement: Statement, task: LockedTask, moves: _JobMoves | None, judgement: Judgement
-    ) -> Judgement:
-        outputs: Sequence[ReportedOutput] = ()
-        if statement.complete:
-            try:
-                outputs = _outputs(statement)
-            except Malformed as error:
-                log.warning("outputs_malformed", task_id=task.id, faults=error.faults)
-        if moves and task.type == TaskType.RUNJOB:
-            if judgement.event is not None:
-                try:
-                    move = step(moves.now.progress, judgement.event, self.now)
-                except IllegalTransition as error:
-                    return Judgement(verdict=Verdict.INVALID, detail=str(error))
-                moves.transitions.append(move)
-                moves.now = attrs.evolve(moves.now, progress=move.after)
-            moves.now = attrs.evolve(moves.now, metrics=_metrics(statement) or moves.now.metrics)
-            moves.outputs = outputs if statement.complete else moves.outputs
-        if task.type == TaskType.DBSTATUS and statement.complete and judgement.verdict is Verdict.APPLIED:
-            mode = database_mode(statement.results)
-            self.modes += [] if mode is None else [mode.partition(";")[0].replace("none", "")]
-        self.tasks[task.id] = attrs.evolve(
-            task,
-            stage=statement.stage,
-            complete=statement.complete,
-            active=not statement.complete,
-        )
-        self.task_changes[task.id] = {
-            "id": task.id,
-            "stage": statement.stage,
-            "results": {k: v for k, v in statement.results.items() if k != "outputs"},
-            "complete": statement.complete,
-            "timestamp_ns": statement.timestamp_ns,
-        }
-        return judgement
-
-
-def _state(task: LockedTask) -> TaskState:
-    return TaskState(
-        type=TaskType(task.type),
-        attempt=task.attempt,
-        agent=task.agent,
-        active=task.active,
-        complete=task.complete,
-    )
 
 
 async def report(ctx: Context, backend: str, request: ReportsRequest) -> ReportsResponse:
@@ -182,44 +81,43 @@ async def _take_all(ctx: Context, backend: str, statements: Sequence[Statement])
         await backends.lock.run(tx, backend=backend)
         locked = await tasks.lock.all(tx, backend=backend, ids=[_clean(s.task_id) for s in statements])
         job_ids = [task.job_id for task in locked if task.job_id is not None]
-        batch = _Batch(
+        batch = Batch(
             tasks={task.id: task for task in locked},
-            jobs={job.id: _JobMoves(job=job, now=job) for job in await jobs.lock.all(tx, ids=job_ids)},
+            jobs={job.id: JobInBatch(job=job, current=job) for job in await jobs.lock.all(tx, ids=job_ids)},
             now=now,
         )
         answers = [batch.take(statement) for statement in statements]
         await _write(tx, backend, batch)
-    for moved in batch.jobs.values():
-        log_transitions(moved.job, moved.transitions)
+    log_moves(job.move for job in batch.jobs.values())
     for answer in answers:
         if answer.verdict in (Verdict.INVALID, Verdict.UNKNOWN):
             log.warning("report_refused", backend=backend, task_id=answer.task_id, detail=answer.detail)
     return answers
 
 
-async def _write(tx: Tx, backend: str, batch: _Batch) -> None:
-    moved = [m for m in batch.jobs.values() if m.now != m.job]
+async def _write(tx: Tx, backend: str, batch: Batch) -> None:
+    changed = [job for job in batch.jobs.values() if job.changed]
     if batch.task_changes:
         await tasks.write.run(tx, changes=list(batch.task_changes.values()), now=batch.now)
-    if moved:
-        await jobs.write(tx, [(m.job, m.transitions, m.now.metrics) for m in moved])
-    for each in moved:
-        if each.outputs is not None:
+    if changed:
+        await jobs.write(tx, [job.move for job in changed])
+    for job in changed:
+        if job.outputs is not None:
             await jobs.replace_outputs.run(
-                tx, job_id=each.job.id, outputs=[attrs.asdict(output) for output in each.outputs]
+                tx, job_id=job.job.id, outputs=[attrs.asdict(output) for output in job.outputs]
             )
-    await _set_modes(tx, backend, batch)
-    if batch.modes or any(not isinstance(t.event, Progressed) for m in moved for t in m.transitions):
+    await _set_mode(tx, backend, batch)
+    if batch.modes or any(not isinstance(each.event, Progressed) for job in changed for each in job.transitions):
         await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
 
 
-async def _set_modes(tx: Tx, backend: str, batch: _Batch) -> None:
+async def _set_mode(tx: Tx, backend: str, batch: Batch) -> None:
     """A DBSTATUS result sets the mode, unless an operator has set it by hand (reference section 2.2)."""
     if not batch.modes:
         return
     flags = {flag.id: flag.value for flag in await backends.flags.all(tx, backends=[backend])}
-    if not flags.get("manual-db-maintenance"):
-        await backends.set_flag.run(tx, backend=backend, id="mode", value=batch.modes[-1], now=batch.now)
+    if not flags.get(Flag.MANUAL_DB_MAINTENANCE):
+        await backends.set_flag.run(tx, backend=backend, id=Flag.MODE, value=batch.modes[-1], now=batch.now)
 
 
 async def append_log(ctx: Context, backend: str, chunk: LogChunk) -> LogAnswer:
@@ -239,22 +137,6 @@ async def append_log(ctx: Context, backend: str, chunk: LogChunk) -> LogAnswer:
             await jobs.append_log.run(tx, **key, start=stored, text=text)
     length = stored + len(text)
     return LogAnswer(next_offset=length, accepting=length < ctx.log_bytes)
-
-
-def _metrics(statement: Statement) -> dict[str, float]:
-    """The numbers among the reported metrics."""
-    reported = statement.results.get("job_metrics") or statement.metrics
-    items: Iterable[tuple[Any, Any]] = reported.items() if isinstance(reported, Mapping) else ()
-    return {str(name): value for name, value in items if isinstance(value, int | float) and not isinstance(value, bool)}
-
-
-def _outputs(statement: Statement) -> Sequence[ReportedOutput]:
-    """The outputs that a final report names, each path once.
-
-    :raises Malformed: they are not what they should be.
-    """
-    named = structure(statement.results.get("outputs", []), tuple[ReportedOutput, ...])
-    return tuple({output.path: output for output in named}.values())
 
 
 def storable(value: Any) -> Any:

@@ -10,11 +10,12 @@ from typing import Any, assert_never
 import structlog
 
 from controller.core.codes import StatusCode
-from controller.core.machine import DependencyFailed, Event, Failed, Reset, Started, Transition, Waiting, step
-from controller.core.model import Job, JobId
+from controller.core.machine import DependencyFailed, Event, Failed, Move, Reset, Started, Waiting, step
+from controller.core.model import DB_MAINTENANCE, Flag, Job, JobId
 from controller.core.schedule import Decision, FailDependency, Modes, SendBack, Snapshot, Start, Wait, decide
 from controller.engine import starting
 from controller.engine.context import Context
+from controller.engine.moves import log_moves
 from controller.store import backends, jobs, tasks
 from controller.store.queries import Tx
 
@@ -31,11 +32,10 @@ async def schedule(ctx: Context, backend: str) -> int:
         await backends.lock.run(tx, backend=backend)
         modes = modes_of(await backends.flags.all(tx, backends=[backend]))
         waiting = await jobs.schedulable.all(tx, backend=backend, everything=modes.paused or modes.db_maintenance)
-        snapshot = Snapshot(backend=backend, limits=ctx.backends[backend].limits, modes=modes, jobs=waiting)
+        snapshot = Snapshot(limits=ctx.backends[backend].limits, modes=modes, jobs=waiting)
         decisions = decide(snapshot)
         moves = await _apply(ctx, tx, backend, decisions, now) if decisions else []
-    for job, transitions, _ in moves:
-        log_transitions(job, transitions)
+    log_moves(moves)
     return len(moves)
 
 
@@ -43,30 +43,9 @@ def modes_of(flags: Iterable[backends.FlagRow]) -> Modes:
     """The operator's switches as scheduling reads them: `paused` in any case of letters (edge behaviour 19)."""
     values = {flag.id: flag.value or "" for flag in flags}
     return Modes(
-        paused=values.get("paused", "").lower() == "true",
-        db_maintenance=values.get("mode") == "db-maintenance",
+        paused=values.get(Flag.PAUSED, "").lower() == "true",
+        db_maintenance=values.get(Flag.MODE) == DB_MAINTENANCE,
     )
-
-
-def log_transitions(job: Job, transitions: Sequence[Transition]) -> None:
-    """The canonical line of each transition, once it is committed."""
-    for move in transitions:
-        if move.recorded:
-            log.info(
-                "job_moved",
-                job_id=job.id,
-                rap_id=job.spec.rap_id,
-                backend=job.spec.backend,
-                action=job.spec.action,
-                state=move.after.state.value,
-                code=move.after.code.value,
-                was=move.before.code.value,
-                attempt=move.after.attempt,
-                trace_id=job.spec.traceparent[3:35],
-            )
-
-
-Move = tuple[Job, Sequence[Transition], Any]
 
 
 async def _apply(ctx: Context, tx: Tx, backend: str, decisions: Sequence[Decision], now: datetime) -> list[Move]:
@@ -81,7 +60,7 @@ async def _apply(ctx: Context, tx: Tx, backend: str, decisions: Sequence[Decisio
         if job.id in broken:
             event = Failed(code=StatusCode.INTERNAL_ERROR)
         metrics = {} if isinstance(event, Started) else job.metrics
-        moves.append((job, (step(job.progress, event, now),), metrics))
+        moves.append(Move(job=job, transitions=(step(job.progress, event, now),), metrics=metrics))
     sent_back = [d.job_id for d in decisions if isinstance(d, SendBack)]
     if sent_back:
         await starting.stop_runs(tx, backend, sent_back, now)
@@ -89,7 +68,7 @@ async def _apply(ctx: Context, tx: Tx, backend: str, decisions: Sequence[Decisio
     if new_tasks:
         await tasks.insert.run(tx, tasks=new_tasks)
         await backends.notify.run(tx, channel=backends.TASKS_CHANNEL, backend=backend)
-    if any(move.ended for _, transitions, _ in moves for move in transitions):
+    if any(transition.ended for move in moves for transition in move.transitions):
         await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
     return moves
 

@@ -9,12 +9,10 @@ from controller.core.commands import Command, parse_command
 from controller.core.errors import Rejected, SourceError
 from controller.core.model import ReusableAction
 from controller.core.plan import ResolvedAction, ReusableUse
-from controller.core.project_rules import Fault, check_mapping
 from controller.core.request_checks import GITHUB, shown
+from controller.core.shapes import Fault, check_mapping
 from controller.sources import yaml_document
 from controller.sources.git import FileTooLarge, Git, NoAnswer
-
-__all__ = ["ResolvedAction", "ReusableActions", "parse_action_file"]
 
 FILE_NAME: Final = "action.yaml"
 DEFAULT_MAX_BYTES: Final = 1 << 16

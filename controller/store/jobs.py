@@ -8,7 +8,7 @@ import attrs
 from attrs import frozen
 
 from controller.core.codes import JobState, StatusCode
-from controller.core.machine import Transition
+from controller.core.machine import Move
 from controller.core.model import Job, JobId, JobKind, JobSpec, Progress, ReusableAction
 from controller.core.plan import LatestJob, PlannedJob
 from controller.core.schedule import ActiveJob
@@ -178,7 +178,7 @@ async def latest_in(tx: Tx, backend: str, wanted: Sequence[tuple[str, str]]) -> 
     return {(row.workspace, row.action): LatestJob(id=JobId(row.id), state=JobState(row.state)) for row in rows}
 
 
-async def write(tx: Tx, moves: Sequence[tuple[Job, Sequence[Transition], Mapping[str, Any]]]) -> None:
+async def write(tx: Tx, moves: Sequence[Move]) -> None:
     """Store what happened to each job: its transitions in order, and its metrics now.
 
     The row must still be what the first transition started from; as every writer holds the backend's lock, anything
@@ -186,26 +186,26 @@ async def write(tx: Tx, moves: Sequence[tuple[Job, Sequence[Transition], Mapping
     """
     changes = []
     events = []
-    for job, transitions, metrics in moves:
-        before, after = job.progress, transitions[-1].after if transitions else job.progress
+    for move in moves:
+        before = move.job.progress
         changes.append(
-            attrs.asdict(after)
+            attrs.asdict(move.after)
             | {
-                "id": job.id,
+                "id": move.job.id,
                 "was_code": before.code,
                 "was_attempt": before.attempt,
                 "was_cancelled": before.cancelled,
-                "metrics": metrics,
+                "metrics": move.metrics,
             }
         )
-        events += [_event(job.id, move.after) for move in transitions if move.recorded]
+        events += [_event(move.job.id, each.after) for each in move.transitions if each.recorded]
     written = await _write.all(tx, changes=changes)
     if len(written) != len(changes):
         missed = {change["id"] for change in changes} - set(written)
         raise RuntimeError(f"jobs {sorted(missed)} changed under the backend's lock")
     if events:
         await _record_events.run(tx, events=events)
-    ended = [(job.id, move.after.state) for job, transitions, _ in moves for move in transitions if move.ended]
+    ended = [(move.job.id, each.after.state) for move in moves for each in move.transitions if each.ended]
     succeeded = [job for job, state in ended if state is JobState.SUCCEEDED]
     failed = [job for job, state in ended if state is JobState.FAILED]
     if succeeded:

@@ -6,7 +6,8 @@ from typing import Any
 
 from attrs import frozen
 
-from controller.core.model import JobId, Task, TaskId, TaskType
+from controller.core.model import Task, TaskType
+from controller.core.reports import TaskState
 from controller.store.queries import command, query, scalar
 
 
@@ -24,18 +25,14 @@ class TaskRow:
 
 
 @frozen
-class LockedTask:
-    """What a report is checked against."""
-
-    id: TaskId
-    backend: str
+class LockedRow:
+    id: str
     type: str
-    job_id: JobId | None
+    job_id: str | None
     attempt: int
     agent: str | None
     active: bool
     complete: bool
-    stage: str
 
 
 @frozen
@@ -61,12 +58,17 @@ def _task(record: Mapping[str, Any]) -> Task:
     return Task(**values | {"type": TaskType(values["type"])})
 
 
+def _task_state(record: Mapping[str, Any]) -> TaskState:
+    values = dict(record.items())
+    return TaskState(**values | {"type": TaskType(values["type"])})
+
+
 insert = command("tasks", "insert")
 list_active = query("tasks", "list_active", TaskRow, _task)
 claim = query("tasks", "claim", TaskRow, _task)
 renew = command("tasks", "renew")
 revoked = query("tasks", "revoked", str, scalar("id"))
-lock = query("tasks", "lock", LockedTask)
+lock = query("tasks", "lock", LockedRow, _task_state)
 write = command("tasks", "write")
 void_runs = query("tasks", "void_runs", VoidedRow)
 release = query("tasks", "release", str, scalar("job_id"))

@@ -64,7 +64,7 @@ WHERE task.id IS NULL
 
 -- name: lock
 -- Tasks that reports are about, held until the transaction ends.
-SELECT id, backend, type, job_id, attempt, agent, active, complete, stage FROM task
+SELECT id, type, job_id, attempt, agent, active, complete FROM task
 WHERE id = ANY(@ids::text[]) AND backend = @backend
 ORDER BY seq FOR UPDATE;
 

@@ -6,7 +6,7 @@ import pytest
 
 from controller.core.errors import Rejected, SourceError
 from controller.core.permissions import analysis_scope, ehrql_permissions
-from controller.core.request_checks import check_backend, check_branch, check_repo_url, check_workspace, shown
+from controller.core.request_checks import check_branch, check_repo_url, check_workspace, shown
 
 ORGS = ("opensafely", "opensafely-actions")
 
@@ -26,12 +26,6 @@ def test_workspaces_that_pass(name: str) -> None:
 def test_workspaces_that_fail(name: str) -> None:
     with pytest.raises(Rejected, match=r"^Invalid workspace name \(allowed are alphanumeric, dash and underscore\)$"):
         check_workspace(name)
-
-
-def test_backends() -> None:
-    check_backend("test", ["test", "tpp"])
-    with pytest.raises(Rejected, match=r"^Invalid backend 'emis', allowed are: test, tpp$"):
-        check_backend("emis", ["test", "tpp"])
 
 
 @pytest.mark.parametrize(

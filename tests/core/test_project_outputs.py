@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from controller.core.errors import InvalidProject
-from controller.core.globs import LEVEL4_FILE_TYPES
+from controller.core.outputs import LEVEL4_FILE_TYPES
 from controller.core.project import parse
 
 

@@ -27,7 +27,15 @@ def statement(**changes: Any) -> Statement:
 
 
 def task(**changes: Any) -> TaskState:
-    values = {"type": TaskType.RUNJOB, "attempt": 1, "agent": "a", "active": True, "complete": False}
+    values = {
+        "id": "t-001",
+        "job_id": RUNNING.id,
+        "type": TaskType.RUNJOB,
+        "attempt": 1,
+        "agent": "a",
+        "active": True,
+        "complete": False,
+    }
     return TaskState(**values | changes)
 
 

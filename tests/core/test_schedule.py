@@ -26,7 +26,6 @@ from tests.factories import active
 
 def snapshot(*jobs: ActiveJob, workers: float = 2, db_workers: float = 2, modes: Modes | None = None) -> Snapshot:
     return Snapshot(
-        backend="test",
         limits=Limits(workers=workers, db_workers=db_workers),
         modes=modes or Modes(),
         jobs=jobs,

@@ -17,7 +17,9 @@ from controller.dialects.tasks import routes as tasks_routes
 from controller.web import middleware
 from controller.web.auth import Tokens
 from controller.web.keys import CLOCK, ENGINE, TOKENS
-from tests.dialects.scripted import HandClock, ScriptedEngine
+from tests.dialects.values import NOW
+from tests.fakes.clock import ManualClock
+from tests.fakes.engine import ScriptedEngine
 
 Ask = Callable[..., Awaitable[ClientResponse]]
 
@@ -32,7 +34,7 @@ def make_tokens() -> Tokens:
     return Tokens({PORTAL_TOKEN: PORTAL}, {"test": [AGENT_TOKEN], "other": [OTHER_AGENT_TOKEN]})
 
 
-def make_root(engine: Any, clock: HandClock) -> web.Application:
+def make_root(engine: Any, clock: ManualClock) -> web.Application:
     """A root application with both dialects, as the controller composes it."""
     root = web.Application(client_max_size=2_621_440)
     root[ENGINE] = engine
@@ -52,8 +54,8 @@ def logs() -> Iterator[list[MutableMapping[str, Any]]]:
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
+def clock() -> ManualClock:
+    return ManualClock(NOW)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-async def client(engine: Any, clock: HandClock) -> AsyncIterator[TestClient[Any, Any]]:
+async def client(engine: Any, clock: ManualClock) -> AsyncIterator[TestClient[Any, Any]]:
     async with TestClient(TestServer(make_root(engine, clock))) as client:
         yield client
 

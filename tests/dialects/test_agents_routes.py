@@ -18,7 +18,9 @@ from ruamel.yaml import YAML
 from common import convert, protocol
 from controller.core.errors import Conflict, NotFound, Rejected, Unavailable
 from controller.dialects.agents import routes
-from tests.dialects.agents_fixtures import AGENT, CrankedClock, ScriptedEngine, serve
+from tests.dialects.serving import AGENT, serve
+from tests.fakes.clock import ManualClock
+from tests.fakes.engine import ScriptedEngine
 
 SCHEMAS = Path(__file__).parents[2] / "schemas" / "agents"
 EXAMPLES = {path.stem: orjson.loads(path.read_bytes()) for path in (SCHEMAS / "examples").glob("*.json")}
@@ -63,9 +65,7 @@ ANSWERS: dict[str, Any] = {
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    engine = ScriptedEngine()
-    engine.answers.update(ANSWERS)
-    return engine
+    return ScriptedEngine(**ANSWERS)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ async def test_large_reports_fit(client: Any) -> None:
 )
 async def test_errors_of_the_engine(client: Any, engine: ScriptedEngine, error: Any, status: int) -> None:
     for name, (method, path, body) in zip(ANSWERS, BODIES, strict=True):
-        engine.answers[name] = error
+        engine.script[name] = error
         response = await call(client, method, path, body)
         assert response.status == status
         assert await response.json() == {"error": error.key, "message": error.message, **error.fields}
@@ -277,7 +277,7 @@ async def test_errors_of_the_engine(client: Any, engine: ScriptedEngine, error: 
 
 
 async def test_a_bug_says_nothing_about_itself(client: Any, engine: ScriptedEngine) -> None:
-    engine.answers["claim"] = RuntimeError("secret detail")
+    engine.script["claim"] = RuntimeError("secret detail")
     response = await call(client, "POST", "claim", {"agent": "a1", "slots": 1, "wait": 5})
     assert response.status == 500
     assert "secret detail" not in await response.text()
@@ -292,7 +292,7 @@ async def test_unknown_paths_and_methods(client: Any) -> None:
 
 async def test_an_agent_that_goes_away_takes_its_claim_along(engine: ScriptedEngine) -> None:
     cancelled = asyncio.Event()
-    clock = CrankedClock()
+    clock = ManualClock()
 
     async def wait_for_tasks(*_: Any) -> None:
         try:
@@ -300,16 +300,17 @@ async def test_an_agent_that_goes_away_takes_its_claim_along(engine: ScriptedEng
         finally:
             cancelled.set()
 
-    engine.answers["claim"] = wait_for_tasks
+    engine.script["claim"] = wait_for_tasks
     async with serve(engine, "/agent/v1", routes.make_app(), clock) as client:
         claiming = asyncio.ensure_future(call(client, "POST", "claim", {"agent": "a1", "slots": 1, "wait": 30}))
-        await clock.sleeping.wait()
+        await clock.asleep.wait()
         assert not cancelled.is_set()
         claiming.cancel()
         await asyncio.wait([claiming])
-        clock.cranked.set()
         async with asyncio.timeout(10):
-            await cancelled.wait()
+            while not cancelled.is_set():
+                clock.advance(routes.LOOK_EVERY)
+                await asyncio.sleep(0)
 
 
 def _contract() -> dict[str, Any]:
@@ -341,10 +342,10 @@ async def test_examples_are_true(client: Any, engine: ScriptedEngine, name: str)
     method, answer_class = BY_PATH[place.partition("/")[0]]
     match expected["status"]:
         case 200:
-            engine.answers[method] = convert.structure(expected["body"], answer_class)
+            engine.script[method] = convert.structure(expected["body"], answer_class)
         case 404:
             fields = {key: value for key, value in expected["body"].items() if key not in ("error", "message")}
-            engine.answers[method] = NotFound(expected["body"]["message"], **fields)
+            engine.script[method] = NotFound(expected["body"]["message"], **fields)
     response = await call(client, request["method"], place, request["body"])
     assert response.status == expected["status"]
     assert await response.json() == expected["body"]

@@ -11,8 +11,8 @@ from jsonschema import Draft202012Validator
 from controller.dialects.rap import wire as rap_wire
 from controller.dialects.tasks import wire as tasks_wire
 from tests.dialects.examples import Example, compare, load
-from tests.dialects.scripted import ScriptedEngine
 from tests.dialects.worlds import WORLDS
+from tests.fakes.engine import ScriptedEngine
 
 DOCUMENTS = {"rap": rap_wire.CONTRACT.document, "tasks": tasks_wire.CONTRACT.document}
 EXAMPLES = [(dialect, example) for dialect in DOCUMENTS for example in load(dialect)]

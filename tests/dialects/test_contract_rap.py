@@ -29,7 +29,8 @@ from controller.dialects.rap.wire import CONTRACT
 from controller.engine.results import Created
 from tests.dialects import worlds
 from tests.dialects.conftest import PORTAL_TOKEN, make_root
-from tests.dialects.scripted import HandClock, ScriptedEngine
+from tests.fakes.clock import ManualClock
+from tests.fakes.engine import ScriptedEngine
 
 CHECKS = [
     not_a_server_error,
@@ -50,7 +51,7 @@ def served() -> Iterator[str]:
     engine.script["create_rap"] = _agree
     engine.script["cancel"] = lambda *asked: len(asked[-1])
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(make_root(engine, HandClock()))
+    runner = web.AppRunner(make_root(engine, ManualClock()))
     port = loop.run_until_complete(_start(runner))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

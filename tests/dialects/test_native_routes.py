@@ -20,7 +20,8 @@ from controller.core.errors import NotFound, Rejected, Unavailable
 from controller.core.model import Job, JobId, JobSpec, Progress, RapId
 from controller.dialects.native import mapping, routes
 from controller.engine import results
-from tests.dialects.agents_fixtures import AGENT, CLIENT, PRINCIPAL, ScriptedEngine, serve
+from tests.dialects.serving import AGENT, CLIENT, PRINCIPAL, serve
+from tests.fakes.engine import ScriptedEngine
 
 SCHEMAS = Path(__file__).parents[2] / "schemas" / "native"
 EXAMPLES = {path.stem: json.loads(path.read_text()) for path in (SCHEMAS / "examples").glob("*.json")}
@@ -141,9 +142,7 @@ PATHS = ["raps", f"raps/{RAP}", f"jobs/{JOB}", f"jobs/{JOB}/log", "agents", "bac
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    engine = ScriptedEngine()
-    engine.answers.update(ANSWERS)
-    return engine
+    return ScriptedEngine(**ANSWERS)
 
 
 @pytest.fixture
@@ -162,7 +161,7 @@ async def test_examples_are_what_is_served(client: Any, engine: ScriptedEngine, 
     example = EXAMPLES[name]
     request, expected = example["request"], example["response"]
     if expected["status"] == 404:
-        engine.answers["rap_detail"] = NotFound(expected["body"]["message"], rap_id=expected["body"]["rap_id"])
+        engine.script["rap_detail"] = NotFound(expected["body"]["message"], rap_id=expected["body"]["rap_id"])
     response = await client.get(request["path"], headers=CLIENT)
     assert response.status == expected["status"]
     assert json.dumps(await response.json()) == json.dumps(expected["body"])
@@ -270,7 +269,7 @@ async def test_what_cannot_be_an_id_is_not_looked_for(client: Any, engine: Scrip
 )
 async def test_errors_of_the_engine(client: Any, engine: ScriptedEngine, error: Any, status: int) -> None:
     for path, name in zip(PATHS, ANSWERS, strict=True):
-        engine.answers[name] = error
+        engine.script[name] = error
         response = await get(client, path)
         answer = await response.json()
         assert (response.status, answer["error"], answer["message"]) == (status, error.key, error.message)

@@ -23,7 +23,9 @@ from controller.core.errors import (
 from controller.core.model import RapId
 from controller.engine.results import BackendView, Created, NoChange, NothingToDo, StatusReport
 from tests.dialects.conftest import PORTAL, PORTAL_TOKEN, Ask
-from tests.dialects.scripted import NOW, RAP_ID, TRACEPARENT, HandClock, ScriptedEngine, create_body, make_job
+from tests.dialects.values import NOW, RAP_ID, TRACEPARENT, create_body, make_job
+from tests.fakes.clock import ManualClock
+from tests.fakes.engine import ScriptedEngine
 
 RAP = RapId(RAP_ID)
 HTML = "text/html; charset=utf-8"
@@ -550,11 +552,11 @@ class TestStatus:
         ],
     )
     async def test_updated_at_of_an_active_job_moves_every_minute(
-        self, portal: Ask, engine: ScriptedEngine, clock: HandClock, code: StatusCode, elapsed: int, shown: str
+        self, portal: Ask, engine: ScriptedEngine, clock: ManualClock, code: StatusCode, elapsed: int, shown: str
     ) -> None:
         updated_at = NOW - timedelta(minutes=1)
         engine.script["status"] = StatusReport(jobs=(make_job(code=code, updated_at=updated_at),), unrecognised=())
-        clock.time = updated_at + timedelta(seconds=elapsed)
+        clock.advance((updated_at - clock.now()).total_seconds() + elapsed)
         (job,) = (await (await portal("POST", "rap/status/", json={"rap_ids": [RAP_ID]})).json())["jobs"]
         assert job["updated_at"] == shown
 

@@ -11,7 +11,8 @@ import pytest
 from controller.core.errors import NotFound, Rejected, Unavailable
 from controller.core.model import TaskId, TaskType
 from tests.dialects.conftest import AGENT_TOKEN, OTHER_AGENT_TOKEN, PORTAL_TOKEN, Ask
-from tests.dialects.scripted import ScriptedEngine, make_task
+from tests.dialects.values import make_task
+from tests.fakes.engine import ScriptedEngine
 
 HTML = "text/html; charset=utf-8"
 TASKS = "/test/tasks/"

@@ -25,7 +25,9 @@ from controller.web.contract import Contract
 from controller.web.errors import MalformedBody, SchemaMismatch
 from controller.web.keys import CLOCK
 from tests.dialects.conftest import AGENT_TOKEN, PORTAL, PORTAL_TOKEN, Ask, make_root, make_tokens
-from tests.dialects.scripted import RAP_ID, TRACEPARENT, HandClock, ScriptedEngine
+from tests.dialects.values import RAP_ID, TRACEPARENT
+from tests.fakes.clock import ManualClock
+from tests.fakes.engine import ScriptedEngine
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -129,10 +131,10 @@ def _named(cls: type[DomainError]) -> errors.Answer:
 
 class TestRecord:
     async def test_one_line_a_request(
-        self, portal: Ask, engine: ScriptedEngine, clock: HandClock, logs: list[MutableMapping[str, Any]]
+        self, portal: Ask, engine: ScriptedEngine, clock: ManualClock, logs: list[MutableMapping[str, Any]]
     ) -> None:
         def slow(*_: Any) -> StatusReport:
-            clock.time = clock.time.replace(microsecond=250_000)
+            clock.advance(0.25)
             return StatusReport(jobs=(), unrecognised=(RapId(RAP_ID),))
 
         engine.script["status"] = slow
@@ -185,7 +187,7 @@ class TestRecord:
         assert first["request_id"] != second["request_id"]
 
     async def test_a_client_that_goes_away_is_no_bug(
-        self, engine: ScriptedEngine, clock: HandClock, logs: list[MutableMapping[str, Any]]
+        self, engine: ScriptedEngine, clock: ManualClock, logs: list[MutableMapping[str, Any]]
     ) -> None:
         async def gone(_: web.Request) -> web.Response:
             raise ConnectionResetError
@@ -196,7 +198,9 @@ class TestRecord:
             await client.get("/x/gone")
         assert [entry["log_level"] for entry in logs] == ["info", "info"]
 
-    async def test_a_handlers_own_redirect_and_headers_are_kept(self, engine: ScriptedEngine, clock: HandClock) -> None:
+    async def test_a_handlers_own_redirect_and_headers_are_kept(
+        self, engine: ScriptedEngine, clock: ManualClock
+    ) -> None:
         async def moved(_: web.Request) -> web.Response:
             raise web.HTTPFound("/elsewhere")
 
@@ -260,7 +264,7 @@ class TestHealth:
     @pytest.fixture
     async def app(self) -> web.Application:
         app = web.Application()
-        app[CLOCK] = HandClock()
+        app[CLOCK] = ManualClock()
         middleware.install(app)
         return app
 

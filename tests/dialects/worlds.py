@@ -13,7 +13,8 @@ from controller.core.codes import StatusCode
 from controller.core.errors import BackendNotAllowed, Conflict, NotFound, Rejected, Unavailable
 from controller.core.model import Job, RapId, RapRequest, Task
 from controller.engine.results import BackendView, Created, NoChange, NothingToDo, StatusReport
-from tests.dialects.scripted import NOW, ScriptedEngine, make_job, make_task
+from tests.dialects.values import NOW, make_job, make_task
+from tests.fakes.engine import ScriptedEngine
 
 RAP_ID = "a1b2c3d4e5f6g7h8"
 

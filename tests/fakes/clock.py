@@ -16,6 +16,8 @@ class ManualClock:
         self._elapsed = 0.0
         self._numbers = itertools.count()
         self._sleepers: list[tuple[float, int, asyncio.Event]] = []
+        self.asleep = asyncio.Event()
+        """Set as soon as somebody sleeps."""
 
     def now(self) -> datetime:
         return self._start + timedelta(seconds=self._elapsed)
@@ -26,6 +28,7 @@ class ManualClock:
     async def sleep(self, seconds: float) -> None:
         woken = asyncio.Event()
         heapq.heappush(self._sleepers, (self._elapsed + seconds, next(self._numbers), woken))
+        self.asleep.set()
         await woken.wait()
 
     def advance(self, seconds: float) -> None:
@@ -33,8 +36,3 @@ class ManualClock:
         self._elapsed += seconds
         while self._sleepers and self._sleepers[0][0] <= self._elapsed:
             heapq.heappop(self._sleepers)[2].set()
-
-    @property
-    def sleeping(self) -> int:
-        """How many sleep."""
-        return len(self._sleepers)

@@ -1,9 +1,7 @@
-"""Real git repositories for tests, made offline, and a clock that tests turn by hand."""
+"""Real git repositories for tests, made offline."""
 
-import asyncio
 import os
 import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 
 from controller.sources.git import Git
@@ -69,39 +67,3 @@ def source(base: Path, workdir: Path, **options: object) -> Git:
         "remote_for": lambda url: str(base) + url.removeprefix("https://github.com"),
     }
     return Git(workdir, **(defaults | options))  # type: ignore[arg-type]  keyword options of one class
-
-
-class ManualClock:
-    """Time that stands still until a test moves it; sleepers wake in order."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-        self.sleeps: list[float] = []
-        self._waiting: list[tuple[float, asyncio.Future[None]]] = []
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.time, UTC)
-
-    def monotonic(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((self.time + seconds, woken))
-        await woken
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self.time += seconds
-        for at, woken in self._waiting:
-            if at <= self.time and not woken.done():
-                woken.set_result(None)
-
-
-class InstantClock(ManualClock):
-    """Every sleep is over at once; what was slept for is noted. Not for time limits: those would all be reached."""
-
-    async def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        await asyncio.sleep(0)

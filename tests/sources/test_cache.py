@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from controller.sources.cache import Cache
-from tests.sources.repositories import ManualClock
+from tests.fakes.clock import ManualClock
 
 
 class Source:

@@ -13,7 +13,7 @@ from yarl import URL
 
 from controller.core.errors import NotFound, Unavailable
 from controller.sources.images import ImageDigests
-from tests.sources.repositories import ManualClock
+from tests.fakes.clock import ManualClock
 
 REGISTRY = "ghcr.io/opensafely-core"
 MANIFEST = "https://ghcr.io/v2/opensafely-core/python/manifests/v2"

@@ -6,16 +6,15 @@ schemas/agents/openapi.yaml. Every path begins with the backend, and the token m
 
 import asyncio
 import contextlib
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from aiohttp import hdrs, web
 
-from common import convert
 from common.protocol import ClaimRequest, ClaimResponse
-from controller.dialects.agents import errors, mapping
-from controller.web import body
-from controller.web.errors import Unauthorized, answering
+from controller.dialects.agents import mapping
+from controller.web import body, json_api
+from controller.web.errors import Unauthorized
 from controller.web.keys import CLOCK, ENGINE, TOKENS
 
 SMALL: Final = 64 * 1024
@@ -29,7 +28,7 @@ LOOK_EVERY: Final = 5.0
 
 def make_app() -> web.Application:
     """The sub-application; the root application holds the engine, the tokens and the clock."""
-    app = web.Application(middlewares=[answering(errors.ANSWERS), errors.answer_http])
+    app = web.Application(middlewares=json_api.MIDDLEWARES)
     app.router.add_put("/{backend}/agents/{agent}", declare)
     app.router.add_post("/{backend}/claim", claim)
     app.router.add_post("/{backend}/reports", report)
@@ -42,35 +41,35 @@ async def declare(request: web.Request) -> web.Response:
     """An agent says what it is; answered by the terms of its leases."""
     backend, agent = _admit(request), request.match_info["agent"]
     declaration = mapping.declaration(await body.read(request, SMALL), agent)
-    return _json(await request.config_dict[ENGINE].declare_agent(backend, agent, declaration))
+    return json_api.send(await request.config_dict[ENGINE].declare_agent(backend, agent, declaration))
 
 
 async def claim(request: web.Request) -> web.Response:
     """Heartbeat, lease renewal and long-poll for tasks."""
     backend = _admit(request)
     wanted = mapping.claim(await body.read(request, MEDIUM))
-    return _json(await _while_connected(request, backend, wanted))
+    return json_api.send(await _while_connected(request, backend, wanted))
 
 
 async def report(request: web.Request) -> web.Response:
     """A batch of statements about tasks; each is answered by a verdict."""
     backend = _admit(request)
     batch = mapping.reports(await body.read(request, LARGE))
-    return _json(await request.config_dict[ENGINE].report(backend, batch))
+    return json_api.send(await request.config_dict[ENGINE].report(backend, batch))
 
 
 async def append_log(request: web.Request) -> web.Response:
     """A chunk of a log."""
     backend = _admit(request)
     chunk = mapping.log_chunk(await body.read(request, MEDIUM))
-    return _json(await request.config_dict[ENGINE].append_log(backend, chunk))
+    return json_api.send(await request.config_dict[ENGINE].append_log(backend, chunk))
 
 
 async def release(request: web.Request) -> web.Response:
     """Tasks go back to the queue."""
     backend = _admit(request)
     wanted = mapping.release(await body.read(request, MEDIUM))
-    return _json(await request.config_dict[ENGINE].release(backend, wanted))
+    return json_api.send(await request.config_dict[ENGINE].release(backend, wanted))
 
 
 def _admit(request: web.Request) -> str:
@@ -120,7 +119,3 @@ async def _disconnection(request: web.Request) -> None:
     clock = request.config_dict[CLOCK]
     while request.transport is not None and not request.transport.is_closing():
         await clock.sleep(LOOK_EVERY)
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(body=convert.dumps(value), content_type="application/json")

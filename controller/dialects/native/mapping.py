@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from common import tracing
 from controller.core.codes import JobState
 from controller.core.errors import NotFound, Rejected
 from controller.dialects.native import wire
 from controller.engine import results
 
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _ID: Final = re.compile(r"[a-z0-9]{16}")
 _LONGEST: Final = 512
@@ -28,8 +28,7 @@ def _maybe(at: datetime | None) -> str | None:
 
 def trace_id(traceparent: str) -> str | None:
     """The trace's id out of a W3C `traceparent`; None if it is not one."""
-    found = _TRACEPARENT.fullmatch(traceparent)
-    return found[1] if found else None
+    return tracing.trace_id(traceparent) or None
 
 
 def overall(counts: Mapping[JobState, int]) -> JobState:

@@ -4,21 +4,17 @@ It only reads; RAPs are made and cancelled through the RAP API. Tokens are the s
 schemas/native/openapi.yaml.
 """
 
-from typing import Any
-
 from aiohttp import web
 
-from common import convert
 from controller.core.model import JobId, RapId
-from controller.dialects.native import errors, mapping
-from controller.web import auth
-from controller.web.errors import answering
+from controller.dialects.native import mapping
+from controller.web import auth, json_api
 from controller.web.keys import ENGINE
 
 
 def make_app() -> web.Application:
     """The sub-application; the root application holds the engine and the tokens."""
-    app = web.Application(middlewares=[answering(errors.ANSWERS), errors.answer_http])
+    app = web.Application(middlewares=json_api.MIDDLEWARES)
     app.router.add_get("/raps", list_raps)
     app.router.add_get("/raps/{rap}", show_rap)
     app.router.add_get("/jobs/{job}", show_job)
@@ -40,7 +36,7 @@ async def list_raps(request: web.Request) -> web.Response:
         limit=query.limit,
         cursor=query.cursor,
     )
-    return _json(mapping.page(page))
+    return json_api.send(mapping.page(page))
 
 
 async def show_rap(request: web.Request) -> web.Response:
@@ -48,7 +44,7 @@ async def show_rap(request: web.Request) -> web.Response:
     principal = auth.client(request)
     mapping.no_query(request.query)
     rap = RapId(mapping.identifier("RAP", request.match_info["rap"]))
-    return _json(mapping.rap_detail(await request.config_dict[ENGINE].rap_detail(principal, rap)))
+    return json_api.send(mapping.rap_detail(await request.config_dict[ENGINE].rap_detail(principal, rap)))
 
 
 async def show_job(request: web.Request) -> web.Response:
@@ -56,7 +52,7 @@ async def show_job(request: web.Request) -> web.Response:
     principal = auth.client(request)
     mapping.no_query(request.query)
     job = JobId(mapping.identifier("job", request.match_info["job"]))
-    return _json(mapping.job(await request.config_dict[ENGINE].job_detail(principal, job)))
+    return json_api.send(mapping.job(await request.config_dict[ENGINE].job_detail(principal, job)))
 
 
 async def show_log(request: web.Request) -> web.Response:
@@ -67,22 +63,18 @@ async def show_log(request: web.Request) -> web.Response:
     page = await request.config_dict[ENGINE].job_log(
         principal, job, attempt=query.attempt, offset=query.offset, limit=query.limit
     )
-    return _json(mapping.log(page, query.offset))
+    return json_api.send(mapping.log(page, query.offset))
 
 
 async def list_agents(request: web.Request) -> web.Response:
     """The agents of the caller's backends."""
     principal = auth.client(request)
     mapping.no_query(request.query)
-    return _json(mapping.agents(await request.config_dict[ENGINE].agents(principal)))
+    return json_api.send(mapping.agents(await request.config_dict[ENGINE].agents(principal)))
 
 
 async def list_backends(request: web.Request) -> web.Response:
     """The caller's backends."""
     principal = auth.client(request)
     mapping.no_query(request.query)
-    return _json(mapping.backends(await request.config_dict[ENGINE].backends(principal)))
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(body=convert.dumps(value), content_type="application/json")
+    return json_api.send(mapping.backends(await request.config_dict[ENGINE].backends(principal)))

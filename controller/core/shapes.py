@@ -1,6 +1,6 @@
-"""Shapes that every part of a project file is held to, and the one exception that says what is wrong.
+"""Shapes that every part of a project file (and of an `action.yaml`) is held to, and the exception for what is wrong.
 
-The rules themselves are spread over `commands`, `globs` and `project` (reference/opensafely.md section 4.3).
+The rules of a project stand with its parts: `commands`, `outputs` and `project` (reference/opensafely.md section 4.3).
 """
 
 import reprlib

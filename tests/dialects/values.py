@@ -1,4 +1,4 @@
-"""An engine that answers as it was told and remembers what it was asked; and jobs and tasks for it to answer with."""
+"""What a scripted engine is asked for and answers with: jobs, tasks, bodies."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,65 +12,6 @@ from controller.core.model import Job, JobId, JobSpec, Progress, RapId, Task, Ta
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 RAP_ID = "abcdefgh23456789"
 TRACEPARENT = "00-ee668ef06f2f1564c028eea1d9be716d-5b3ca103cdd2a017-01"
-
-
-@attrs.define
-class HandClock:
-    """A clock that stands still until a test moves it."""
-
-    time: datetime = NOW
-
-    def now(self) -> datetime:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time.timestamp()
-
-    async def sleep(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
-
-
-class ScriptedEngine:
-    """Has the methods of `controller.engine.facade.Engine` that the dialects use.
-
-    `script` maps a method's name to its answer: a value to return, an exception to raise, or a function of the
-    call's arguments that does either. A method without an answer fails the test.
-    """
-
-    def __init__(self) -> None:
-        self.script: dict[str, Any] = {}
-        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    async def create_rap(self, *args: Any) -> Any:
-        return self._answer("create_rap", *args)
-
-    async def cancel(self, *args: Any) -> Any:
-        return self._answer("cancel", *args)
-
-    async def status(self, *args: Any) -> Any:
-        return self._answer("status", *args)
-
-    async def backends(self, *args: Any) -> Any:
-        return self._answer("backends", *args)
-
-    async def active_tasks(self, *args: Any) -> Any:
-        return self._answer("active_tasks", *args)
-
-    async def update_task(self, *args: Any, **kwargs: Any) -> Any:
-        return self._answer("update_task", *args, **kwargs)
-
-    @property
-    def last_call(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-        return self.calls[-1]
-
-    def _answer(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        self.calls.append((method, args, kwargs))
-        answer = self.script[method]
-        if callable(answer):
-            answer = answer(*args, **kwargs)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
 
 def make_job(

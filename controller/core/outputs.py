@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from controller.core.commands import Command
 from controller.core.model import Level
-from controller.core.project_rules import Fault, check_keys, check_mapping, describe
+from controller.core.shapes import Fault, check_keys, check_mapping, describe
 
 LEVEL4_FILE_TYPES: Final = (
     ".csv",

@@ -1,0 +1,144 @@
+"""A batch of statements, judged one after the other: what is to be written of the rows that they are about.
+
+No row is read or written here: `reporting` brings the rows, held under the backend's lock, and writes the outcome.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import attrs
+import structlog
+from attrs import define, field, frozen
+from attrs.validators import ge, lt
+
+from common.convert import Malformed, structure
+from common.protocol import ReportAnswer, Verdict
+from controller.core.machine import Event, IllegalTransition, Move, Transition, step
+from controller.core.model import Job, TaskType
+from controller.core.reports import Statement, TaskState, database_mode, judge
+
+log = structlog.get_logger(__name__)
+
+LONGEST_PATH: Final = 2000
+"""Bytes of an output's path; an entry of the index on it has room for little more."""
+
+
+def _check_path(_: object, __: object, path: str) -> None:
+    if not 0 < len(path.encode()) <= LONGEST_PATH:
+        raise ValueError(f"must have 1 to {LONGEST_PATH} bytes")
+
+
+@frozen(kw_only=True)
+class ReportedOutput:
+    """One entry of `outputs` in a final report of ours."""
+
+    path: str = field(validator=_check_path)
+    level: str
+    size: int = field(validator=[ge(0), lt(2**63)])
+    sha256: str
+    excluded: bool = False
+    message: str = ""
+
+
+@define
+class JobInBatch:
+    """A job while a batch is judged."""
+
+    job: Job
+    """As the batch found it."""
+    current: Job
+    """As the statements judged so far leave it."""
+    transitions: list[Transition] = field(factory=list)
+    outputs: Sequence[ReportedOutput] | None = None
+    """None: no final report came, so what is known stays."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything of the job's row is new."""
+        return self.current != self.job
+
+    @property
+    def move(self) -> Move:
+        """What is to be written of it."""
+        return Move(job=self.job, transitions=self.transitions, metrics=self.current.metrics)
+
+    def take(self, statement: Statement, event: Event | None, now: datetime) -> None:
+        """Apply one statement about the job's running attempt.
+
+        :raises IllegalTransition: the job's state does not allow the event; nothing is applied.
+        """
+        progress = self.current.progress
+        if event is not None:
+            transition = step(progress, event, now)
+            self.transitions.append(transition)
+            progress = transition.after
+        self.current = attrs.evolve(
+            self.current, progress=progress, metrics=_metrics(statement) or self.current.metrics
+        )
+        if statement.complete:
+            self.outputs = _outputs(statement)
+
+
+@define
+class Batch:
+    """The rows that statements are about, and what is to be written of them."""
+
+    tasks: dict[str, TaskState]
+    jobs: dict[str, JobInBatch]
+    now: datetime
+    task_changes: dict[str, dict[str, Any]] = field(factory=dict)
+    modes: list[str] = field(factory=list)
+    """What DBSTATUS tasks have found, in the order of the statements."""
+
+    def take(self, statement: Statement) -> ReportAnswer:
+        """Judge one statement against the rows as the earlier ones leave them."""
+        task = self.tasks.get(statement.task_id)
+        job = self.jobs.get(task.job_id) if task and task.job_id else None
+        judgement = judge(statement, task, job.current if job else None)
+        if judgement.applied and task is not None:
+            if job is not None and task.type is TaskType.RUNJOB:
+                try:
+                    job.take(statement, judgement.event, self.now)
+                except IllegalTransition as error:
+                    return ReportAnswer(task_id=statement.task_id, verdict=Verdict.INVALID, detail=str(error))
+            if judgement.verdict is Verdict.APPLIED:
+                self._note_mode(task, statement)
+            self._change(task, statement)
+        return ReportAnswer(task_id=statement.task_id, verdict=judgement.verdict, detail=judgement.detail)
+
+    def _note_mode(self, task: TaskState, statement: Statement) -> None:
+        if task.type is TaskType.DBSTATUS and statement.complete:
+            found = database_mode(statement.results)
+            if found is not None:
+                self.modes.append(found.partition(";")[0].replace("none", ""))
+
+    def _change(self, task: TaskState, statement: Statement) -> None:
+        self.tasks[task.id] = attrs.evolve(task, complete=statement.complete, active=not statement.complete)
+        self.task_changes[task.id] = {
+            "id": task.id,
+            "stage": statement.stage,
+            "results": {key: value for key, value in statement.results.items() if key != "outputs"},
+            "complete": statement.complete,
+            "timestamp_ns": statement.timestamp_ns,
+        }
+
+
+def _metrics(statement: Statement) -> dict[str, float]:
+    """The numbers among the reported metrics."""
+    reported = statement.results.get("job_metrics") or statement.metrics
+    items: Iterable[tuple[Any, Any]] = reported.items() if isinstance(reported, Mapping) else ()
+    return {str(name): value for name, value in items if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def _outputs(statement: Statement) -> Sequence[ReportedOutput]:
+    """The outputs that a final report names, each path once; none if they are not what they should be.
+
+    A job is not failed for a list that only tells what it made.
+    """
+    try:
+        named = structure(statement.results.get("outputs", []), tuple[ReportedOutput, ...])
+    except Malformed as error:
+        log.warning("outputs_malformed", task_id=statement.task_id, faults=error.faults)
+        return ()
+    return tuple({output.path: output for output in named}.values())
