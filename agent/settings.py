@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from attrs import field, frozen
 
 from agent import images
-from common.environ import ConfigurationError, Environ
+from common.environ import Environ
 from common.logs import FORMATS, LEVELS
 from common.protocol import Egress
 
@@ -216,15 +216,3 @@ def _db_env(environ: Environ) -> dict[str, str]:
         if found[one] and not found[other]:
             environ.fault(other, f"must be set too, since {one} is")
     return {name: value for name, value in found.items() if value is not None}
-
-
-__all__ = [
-    "EXECUTORS",
-    "HAND_BACK",
-    "LEAVE",
-    "ConfigurationError",
-    "Settings",
-    "from_environ",
-    "parse_egress",
-    "read",
-]

@@ -15,15 +15,13 @@ from aiohttp import web
 
 from common import logs
 from common.clock import SystemClock
-from controller.app import controller
+from common.environ import ConfigurationError
+from controller.app import controller, make_runner
 from controller.core.errors import Unavailable
-from controller.settings import ConfigurationError, Settings, from_environ
+from controller.settings import Settings, from_environ
 from controller.store.schema import SchemaError
 
 log = structlog.get_logger(__name__)
-
-_DRAIN_SECONDS = 10.0
-"""How long requests under way get to finish at shutdown; long-polls are answered at once."""
 
 
 def main(environ: Mapping[str, str] | None = None) -> int:
@@ -49,7 +47,7 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with controller(settings, SystemClock(), environ) as made:
-        runner = web.AppRunner(made.app, access_log=None, shutdown_timeout=_DRAIN_SECONDS)
+        runner = make_runner(made.app)
         await runner.setup()
         try:
             site = web.TCPSite(runner, settings.listen_host, settings.listen_port, reuse_address=True)

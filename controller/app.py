@@ -35,6 +35,9 @@ from controller.web import health, middleware
 from controller.web.auth import Tokens
 from controller.web.keys import CLOCK, ENGINE, TOKENS
 
+_DRAIN_SECONDS = 10.0
+"""How long requests under way get to finish at shutdown; long-polls are answered at once."""
+
 
 @frozen(kw_only=True)
 class Controller:
@@ -99,6 +102,15 @@ def make_app(settings: Settings, clock: Clock, engine: Engine) -> web.Applicatio
 
     app.on_shutdown.append(release_waiters)
     return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """What serves `app` on sockets.
+
+    A client that goes away takes its request along: the handler is cancelled and its transaction rolled back. So no
+    long-poll claims a task for an agent that is gone, and no RAP is made for a portal that has given up on it.
+    """
+    return web.AppRunner(app, access_log=None, shutdown_timeout=_DRAIN_SECONDS, handler_cancellation=True)
 
 
 def _sources(

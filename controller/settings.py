@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
-from common.environ import ConfigurationError, Environ
+from common.environ import Environ
 from common.logs import FORMATS, LEVELS
 from controller.core.outputs import LEVEL4_FILE_TYPES
 
@@ -233,6 +233,3 @@ def _join_counts(raw: str) -> dict[str, int]:
     if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
         raise ValueError("is not a JSON object of workspaces and whole numbers")
     return counts
-
-
-__all__ = ["BackendSettings", "ConfigurationError", "Settings", "database_url", "from_environ", "read"]

@@ -7,7 +7,8 @@ import asyncpg
 import click
 
 from cli.errors import Problem
-from controller.settings import ConfigurationError, database_url
+from common.environ import ConfigurationError
+from controller.settings import database_url
 from controller.store.schema import SchemaError
 from controller.store.schema import migrate as apply
 

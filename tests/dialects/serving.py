@@ -30,5 +30,5 @@ async def serve(
     app[TOKENS] = Tokens({"client-token": PRINCIPAL}, {"test": ["agent-token"], "other": ["other-token"]})
     app[CLOCK] = clock or ManualClock()
     app.add_subapp(prefix, dialect)
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(TestServer(app)) as client:  # cancels handlers of clients that go away, as ours does
         yield client

@@ -12,7 +12,7 @@ from attrs import define
 
 from common.clock import SystemClock
 from common.ids import random_id
-from controller.app import controller
+from controller.app import controller, make_runner
 from controller.settings import from_environ
 from tests.engine.conftest import PROJECT, Study, commit_project
 
@@ -74,7 +74,7 @@ async def live(database_dsn: str, tmp_path: Path) -> AsyncIterator[LiveControlle
         }
     )
     async with controller(settings, SystemClock(), os.environ) as made:
-        runner = web.AppRunner(made.app, access_log=None, shutdown_timeout=5)
+        runner = make_runner(made.app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

@@ -4,26 +4,20 @@ Everything an agent may say is in `common.protocol`; the contract for other impl
 schemas/agents/openapi.yaml. Every path begins with the backend, and the token must be one of that backend's.
 """
 
-import asyncio
-import contextlib
 from typing import Final
 
 import structlog
 from aiohttp import hdrs, web
 
-from common.protocol import ClaimRequest, ClaimResponse
 from controller.dialects.agents import mapping
 from controller.web import body, json_api
 from controller.web.errors import Unauthorized
-from controller.web.keys import CLOCK, ENGINE, TOKENS
+from controller.web.keys import ENGINE, TOKENS
 
 SMALL: Final = 64 * 1024
 MEDIUM: Final = 2 * 1024 * 1024
 LARGE: Final = 8 * 1024 * 1024
 """Bytes that a body may have: declarations; claims, logs and releases; reports."""
-
-LOOK_EVERY: Final = 5.0
-"""Seconds between two looks at whether a waiting agent is still connected."""
 
 
 def make_app() -> web.Application:
@@ -45,10 +39,13 @@ async def declare(request: web.Request) -> web.Response:
 
 
 async def claim(request: web.Request) -> web.Response:
-    """Heartbeat, lease renewal and long-poll for tasks."""
+    """Heartbeat, lease renewal and long-poll for tasks.
+
+    An agent that goes away takes its claim along: the server cancels this handler (`controller.app.make_runner`).
+    """
     backend = _admit(request)
     wanted = mapping.claim(await body.read(request, MEDIUM))
-    return json_api.send(await _while_connected(request, backend, wanted))
+    return json_api.send(await request.config_dict[ENGINE].claim(backend, wanted))
 
 
 async def report(request: web.Request) -> web.Response:
@@ -86,36 +83,3 @@ def _admit(request: web.Request) -> str:
         )
     structlog.contextvars.bind_contextvars(principal=principal.name)
     return backend
-
-
-async def _while_connected(request: web.Request, backend: str, wanted: ClaimRequest) -> ClaimResponse:
-    """The engine's answer to a claim, unless the agent goes away first.
-
-    Without this, the waiter of an agent that died would take a task that nobody works on until its lease
-    ends. It is not the safety net (a connection can also die unseen): that is `holding`, by which an agent
-    that never got its answer is offered the same tasks again.
-
-    :raises ConnectionResetError: the agent went away.
-    """
-    engine = request.config_dict[ENGINE]
-    if not wanted.wait:
-        return await engine.claim(backend, wanted)
-    claiming = asyncio.ensure_future(engine.claim(backend, wanted))
-    watching = asyncio.ensure_future(_disconnection(request))
-    try:
-        await asyncio.wait((claiming, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not claiming.done():
-            raise ConnectionResetError("the agent went away while it waited for tasks")
-        return claiming.result()
-    finally:
-        for task in (claiming, watching):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-
-
-async def _disconnection(request: web.Request) -> None:
-    """Return once the request's connection is gone."""
-    clock = request.config_dict[CLOCK]
-    while request.transport is not None and not request.transport.is_closing():
-        await clock.sleep(LOOK_EVERY)
