@@ -1,7 +1,7 @@
 """The HTTP client of the commands: one call, tried again while that makes sense, and errors as one line.
 
 Every call made here may be repeated: reads change nothing, a create is known by its RAP id, a cancel sets a
-flag.
+flag, and so do operators' commands.
 """
 
 import random
@@ -90,9 +90,12 @@ class Client:
 
     async def read(self, *path: str, **query: str | int | None) -> dict[str, Any]:
         """GET from the native API; parts of `path` are quoted, parameters that are None left out."""
-        parts = "/".join(URL.build(path=part).raw_path.replace("/", "%2F") for part in path)
         given = {name: str(value) for name, value in query.items() if value is not None}
-        return dict((await self._call("GET", f"{NATIVE_API}/{parts}", query=given)).data)
+        return dict((await self._call("GET", _native(path), query=given)).data)
+
+    async def change(self, *path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """POST to the native API: an operator's command; parts of `path` are quoted."""
+        return dict((await self._call("POST", _native(path), body=body)).data)
 
     async def _call(
         self,
@@ -142,6 +145,12 @@ class Client:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             why = str(error) or type(error).__name__
             return _Hiccup(reason=f"the connection to {self.url} failed ({why})")
+
+
+def _native(parts: Sequence[str]) -> str:
+    """The path in the native API, each part quoted, so that no name can lead elsewhere."""
+    quoted = (URL.build(path=part).raw_path.replace("/", "%2F") for part in parts)
+    return f"{NATIVE_API}/{'/'.join(quoted)}"
 
 
 def _base(url: str) -> str:

@@ -35,6 +35,15 @@ USING: Final[Mapping[str, Lazy]] = {
 }
 """Commands that talk to a controller."""
 
+OPERATING: Final[Mapping[str, Lazy]] = {
+    "flags": Lazy("cli.commands.flags:flags", "Show the switches of backends."),
+    "pause": Lazy("cli.commands.modes:pause", "Start no more jobs on a backend."),
+    "unpause": Lazy("cli.commands.modes:unpause", "Start jobs on a backend again."),
+    "db-maintenance": Lazy("cli.commands.modes:db_maintenance", "Keep database jobs out, or let them in again."),
+    "prepare-for-reboot": Lazy("cli.commands.reboot:prepare_for_reboot", "Pause a backend and empty its machines."),
+}
+"""Commands that change how a backend works; they talk to a controller with an operator's token."""
+
 RUNNING: Final[Mapping[str, Lazy]] = {
     "up": Lazy("cli.commands.up:up", "Run a controller, an agent and a database on this machine."),
     "demo": Lazy("cli.commands.demo:demo", "Run the example study from start to finish."),
@@ -44,7 +53,11 @@ RUNNING: Final[Mapping[str, Lazy]] = {
 }
 """Commands that are the system."""
 
-SECTIONS: Final[Mapping[str, Mapping[str, Lazy]]] = {"Use a controller": USING, "Run the system": RUNNING}
+SECTIONS: Final[Mapping[str, Mapping[str, Lazy]]] = {
+    "Use a controller": USING,
+    "Operate a backend": OPERATING,
+    "Run the system": RUNNING,
+}
 
 
 class LazyGroup(click.Group):

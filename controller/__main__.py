@@ -18,7 +18,8 @@ from common.clock import SystemClock
 from common.environ import ConfigurationError
 from controller.app import controller, make_runner
 from controller.core.errors import Unavailable
-from controller.settings import Settings, from_environ
+from controller.engine.facade import Engine
+from controller.settings import Settings, from_environ, read_weights
 from controller.store.schema import SchemaError
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,13 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with controller(settings, SystemClock(), environ) as made:
+        reloads: set[asyncio.Task[None]] = set()
+
+        def reload() -> None:
+            reloads.add(task := loop.create_task(reload_weights(settings, made.engine)))
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, reload)
         runner = make_runner(made.app)
         await runner.setup()
         try:
@@ -62,6 +70,19 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
             log.info("controller_stopping")
         finally:
             await runner.cleanup()
+
+
+async def reload_weights(settings: Settings, engine: Engine) -> None:
+    """Read the weights files again; where one has mistakes, the old weights stay."""
+    for backend in settings.backends:
+        if backend.weights_file is None:
+            continue
+        try:
+            engine.set_weights(backend.slug, await asyncio.to_thread(read_weights, backend.weights_file))
+        except ValueError as error:
+            log.error("weights_refused", backend=backend.slug, file=str(backend.weights_file), error=str(error))
+        else:
+            log.info("weights_read", backend=backend.slug, file=str(backend.weights_file))
 
 
 if __name__ == "__main__":

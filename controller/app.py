@@ -5,7 +5,7 @@ the reverse, and long-polls are answered first.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -158,6 +158,7 @@ def _context(settings: Settings, clock: Clock, db: Database, wakeups: Wakeups, s
 def _terms(settings: Settings, backend: BackendSettings) -> BackendTerms:
     return BackendTerms(
         limits=Limits(workers=backend.max_workers, db_workers=backend.max_db_workers),
+        weights=backend.weights,
         terms=Terms(
             docker_registry=settings.docker_registry,
             cpu_count=backend.job_cpu_count,
@@ -172,21 +173,28 @@ def _terms(settings: Settings, backend: BackendSettings) -> BackendTerms:
 
 
 def _tokens(settings: Settings) -> Tokens:
-    """The environment's tokens: a client token may open several backends, in their configured order."""
+    """The environment's tokens: one may open several backends, in their configured order, with the same rights on all.
+
+    That a token which manages one of its backends manages each of them is checked where the settings are read.
+    """
     opened: dict[str, list[str]] = {}
     for backend in settings.backends:
-        for token in backend.client_tokens:
+        for token in dict.fromkeys((*backend.client_tokens, *backend.operator_tokens)):
             opened.setdefault(token, []).append(backend.slug)
+    operators = {token for backend in settings.backends for token in backend.operator_tokens}
     return Tokens(
-        clients={
-            token: Principal(
-                name=f"client of {', '.join(slugs)}",
-                backends=tuple(slugs),
-                verbs=frozenset({Verb.READ, Verb.RUN}),
-            )
-            for token, slugs in opened.items()
-        },
+        clients={token: _principal(slugs, manages=token in operators) for token, slugs in opened.items()},
         agents={backend.slug: [backend.agent_token] if backend.agent_token else [] for backend in settings.backends},
+    )
+
+
+def _principal(slugs: Sequence[str], *, manages: bool) -> Principal:
+    """Who holds a token that opens these backends."""
+    verbs = {Verb.READ, Verb.RUN}
+    return Principal(
+        name=f"{'operator' if manages else 'client'} of {', '.join(slugs)}",
+        backends=tuple(slugs),
+        verbs=frozenset(verbs | {Verb.MANAGE} if manages else verbs),
     )
 
 

@@ -4,7 +4,11 @@ A scheduler sleeps until it is woken; the slow timer is only the safety net for 
 """
 
 import asyncio
+import math
 import random
+from collections.abc import Awaitable
+from datetime import datetime
+from typing import TypeVar
 
 import structlog
 
@@ -14,10 +18,12 @@ from controller.engine.facade import Engine
 from controller.store.backends import SCHEDULE_CHANNEL
 from controller.store.listen import Listener, Wakeups
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
-_UNAVAILABLE_SECONDS = 1.0
-"""Pause after a pass that the database's absence stopped; reconnecting wakes earlier."""
+_FAILED_SECONDS = 1.0
+"""Pause after a pass that could not be made, because the database is away or we have a bug."""
 
 
 class Scheduler:
@@ -36,30 +42,34 @@ class Scheduler:
     async def run(self) -> None:
         """Schedule until cancelled. A pass that fails is logged and tried again; it never ends the loop."""
         with self._wakeups.waiter(SCHEDULE_CHANNEL, self._backend) as woken:
+            looked_at = -math.inf
             while True:
+                if self._clock.monotonic() - looked_at >= self._safety_seconds:
+                    # Nobody tells when an agent falls silent.
+                    looked_at = self._clock.monotonic()
+                    await self._safely(self._engine.take_over(self._backend))
                 woken.clear()
-                await self._pass()
-                await self._sleep(woken)
+                done = await self._safely(self._engine.schedule(self._backend))
+                await self._sleep(woken, None if done is None else done.next_at)
 
-    async def _pass(self) -> None:
-        began = self._clock.monotonic()
+    async def _safely(self, work: Awaitable[T]) -> T | None:
+        """The result of `work`; None if it failed, after a pause. It will be tried again, for ever."""
         try:
-            moved = await self._engine.schedule(self._backend)
+            return await work
         except Unavailable as error:
             log.warning("schedule_unavailable", backend=self._backend, error=str(error))
-            await self._clock.sleep(_UNAVAILABLE_SECONDS)
         except Exception:
             log.exception("schedule_failed", backend=self._backend)
-            await self._clock.sleep(_UNAVAILABLE_SECONDS)
-        else:
-            if moved:
-                took = round((self._clock.monotonic() - began) * 1000, 2)
-                log.debug("scheduled", backend=self._backend, moved=moved, duration_ms=took)
+        await self._clock.sleep(_FAILED_SECONDS)
+        return None
 
-    async def _sleep(self, woken: asyncio.Event) -> None:
-        """Until woken or the safety timer; its jitter keeps several controllers from waking together."""
+    async def _sleep(self, woken: asyncio.Event, next_at: datetime | None) -> None:
+        """Until woken, until `next_at`, or the safety timer; its jitter keeps controllers from waking together."""
+        seconds = self._safety_seconds * random.uniform(0.8, 1.2)  # noqa: S311  no secret
+        if next_at is not None:
+            seconds = min(seconds, max(0.0, (next_at - self._clock.now()).total_seconds()))
         try:
-            async with asyncio.timeout(self._safety_seconds * random.uniform(0.8, 1.2)):  # noqa: S311  no secret
+            async with asyncio.timeout(seconds):
                 await woken.wait()
         except TimeoutError:
             pass

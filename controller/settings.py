@@ -6,7 +6,7 @@ Names that OpenSAFELY's controller uses for the same thing keep their name and m
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,6 +16,8 @@ from attrs import field, frozen
 from common.environ import Environ
 from common.logs import FORMATS, LEVELS
 from controller.core.outputs import LEVEL4_FILE_TYPES
+from controller.core.weights import InvalidWeights, Weights
+from controller.core.weights import parse as parse_weights
 
 _SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 _MEMORY: Final = re.compile(r"[0-9]+(\.[0-9]+)?\s*[kmgt]?(i?b)?", re.IGNORECASE)
@@ -28,7 +30,9 @@ class BackendSettings:
 
     slug: str
     client_tokens: tuple[str, ...] = field(repr=False)
-    """Whoever holds one may see and change everything of this backend; none means that nobody may."""
+    """Whoever holds one may read and run everything of this backend; none means that nobody may."""
+    operator_tokens: tuple[str, ...] = field(repr=False)
+    """Whoever holds one may do the same, and pause the backend, maintain its database and prepare its reboot."""
     agent_token: str | None = field(repr=False)
     """What agents show; None admits no agent."""
     max_workers: float
@@ -37,6 +41,9 @@ class BackendSettings:
     job_cpu_count: float
     job_memory_limit: str
     """Such as `4G`; units are powers of 1024."""
+    weights_file: Path | None
+    weights: Weights
+    """What the file says (`controller.core.weights`); without one every job weighs 1."""
 
 
 @frozen(kw_only=True)
@@ -81,7 +88,7 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must never be seen in a log."""
-        tokens = [token for backend in self.backends for token in (*backend.client_tokens, backend.agent_token)]
+        tokens = [token for b in self.backends for token in (*b.client_tokens, *b.operator_tokens, b.agent_token)]
         others = [self.private_repo_access_token, self.stata_license, _password(self.database_url)]
         return tuple(secret for secret in (*tokens, *others) if secret)
 
@@ -142,6 +149,19 @@ def read(environ: Environ) -> Settings:
     )
 
 
+def read_weights(file: Path) -> Weights:
+    """The rules in a weights file.
+
+    :raises ValueError: it cannot be read, or has mistakes; each with its line.
+    """
+    try:
+        return parse_weights(file.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except InvalidWeights as error:
+        raise ValueError(f"has mistakes: {error}") from error
+
+
 def _database_url(environ: Environ) -> str:
     name = "RAP_DATABASE_URL"
     url = environ.required(name, "the PostgreSQL database, postgresql://user:password@host/database")
@@ -167,7 +187,7 @@ def _backends(environ: Environ) -> tuple[BackendSettings, ...]:
     prefixes: dict[str, str] = {}
     backends = []
     for slug in slugs:
-        prefix = slug.upper().replace("-", "_")
+        prefix = _prefix(slug)
         if not _SLUG.fullmatch(slug):
             environ.fault("BACKENDS", f"has {slug!r}, which is not made of a-z, 0-9, - and _")
             continue
@@ -177,18 +197,37 @@ def _backends(environ: Environ) -> tuple[BackendSettings, ...]:
         backends.append(
             BackendSettings(
                 slug=slug,
-                client_tokens=_client_tokens(environ, f"{prefix}_CLIENT_TOKENS"),
+                client_tokens=_token_list(environ, f"{prefix}_CLIENT_TOKENS"),
+                operator_tokens=_token_list(environ, f"{prefix}_OPERATOR_TOKENS"),
                 agent_token=_agent_token(environ, f"{prefix}_JOB_SERVER_TOKEN", allow_default),
                 max_workers=workers,
                 max_db_workers=environ.number(f"{prefix}_MAX_DB_WORKERS", workers),
                 job_cpu_count=environ.number(f"{prefix}_JOB_CPU_COUNT", cpu_count, least=0.01),
                 job_memory_limit=environ.converted(f"{prefix}_JOB_MEMORY_LIMIT", memory_limit, _memory),
+                weights_file=environ.converted(f"{prefix}_JOB_WEIGHTS", None, Path),
+                weights=environ.converted(f"{prefix}_JOB_WEIGHTS", Weights(), lambda raw: read_weights(Path(raw))),
             )
         )
+    _check_operators(environ, backends)
     return tuple(backends)
 
 
-def _client_tokens(environ: Environ, name: str) -> tuple[str, ...]:
+def _prefix(slug: str) -> str:
+    """What the names of a backend's variables begin with."""
+    return slug.upper().replace("-", "_")
+
+
+def _check_operators(environ: Environ, backends: Sequence[BackendSettings]) -> None:
+    """A token has the same rights on all its backends, so an operator's must not be a mere client's elsewhere."""
+    operators = {token for backend in backends for token in backend.operator_tokens}
+    for backend in backends:
+        if operators & set(backend.client_tokens) - set(backend.operator_tokens):
+            prefix = _prefix(backend.slug)
+            remedy = f"add it to {prefix}_OPERATOR_TOKENS, or use two tokens"
+            environ.fault(f"{prefix}_CLIENT_TOKENS", f"has a token that manages another backend: {remedy}")
+
+
+def _token_list(environ: Environ, name: str) -> tuple[str, ...]:
     """Split at commas and not trimmed, as upstream does."""
     return environ.converted(
         name, (), lambda raw: tuple(_sendable(token) for token in raw.split(",") if token), secret=True

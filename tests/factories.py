@@ -72,6 +72,7 @@ def active(name: str, **changes: Any) -> ActiveJob:
         "weight": 1.0,
         "unmet": 0,
         "need_failed": False,
+        "not_before": None,
     }
     return ActiveJob(**values | changes)
 

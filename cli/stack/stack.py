@@ -227,6 +227,7 @@ class Stack:
             "RAP_LISTEN": f"{HOST}:{self._port}",
             "BACKENDS": BACKEND,
             f"{BACKEND.upper()}_CLIENT_TOKENS": self._tokens.client,
+            f"{BACKEND.upper()}_OPERATOR_TOKENS": self._tokens.client,
             f"{BACKEND.upper()}_JOB_SERVER_TOKEN": self._tokens.agent,
             "WORKDIR": str(self._place.folder / "controller"),
         }

@@ -57,6 +57,12 @@ class NotFound(DomainError):
     key = "not_found"
 
 
+class Forbidden(DomainError):
+    """The caller may know of it, but may not do this with it."""
+
+    key = "forbidden"
+
+
 class Unavailable(DomainError):
     """Ours to mend: try the same request again later."""
 

@@ -8,7 +8,7 @@ never order, so it is clamped between the job's previous change and `now`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import attrs
@@ -65,10 +65,18 @@ class DependencyFailed:
 
 @frozen(kw_only=True)
 class Reset:
-    """The attempt is void: back to the queue (maintenance, reboot, an error worth another attempt)."""
+    """The attempt is void: back to the queue (maintenance, reboot, hand-back)."""
 
     code: StatusCode
     message: str = ""
+
+
+@frozen(kw_only=True)
+class Faulted:
+    """The platform failed the attempt: back to the queue, to be tried again after `rest`."""
+
+    rest: timedelta = timedelta()
+    cause: str = ""
 
 
 @frozen(kw_only=True)
@@ -78,7 +86,7 @@ class Cancelled:
     code: StatusCode = StatusCode.CANCELLED_BY_USER
 
 
-Event = Waiting | Started | Progressed | Succeeded | Failed | DependencyFailed | Reset | Cancelled
+Event = Waiting | Started | Progressed | Succeeded | Failed | DependencyFailed | Reset | Faulted | Cancelled
 
 
 @frozen(kw_only=True)
@@ -94,6 +102,13 @@ class Transition:
         """Whether there is something to write into the job's history."""
         before, after = self.before, self.after
         return (before.code, before.attempt, before.cancelled) != (after.code, after.attempt, after.cancelled)
+
+    @property
+    def told(self) -> str:
+        """The message for the history: as the user reads it, and for another attempt also its cause."""
+        if isinstance(self.event, Faulted) and self.event.cause:
+            return f"{self.after.message} {self.event.cause}"
+        return self.after.message
 
     @property
     def ended(self) -> bool:
@@ -157,7 +172,7 @@ def _wait(progress: Progress, event: Waiting, now: datetime) -> Progress:
 def _start(progress: Progress, event: Started, now: datetime) -> Progress:
     del event
     started = _move(progress, StatusCode.INITIATED, MESSAGE[StatusCode.INITIATED], now)
-    return attrs.evolve(started, attempt=progress.attempt + 1, started_at=started.updated_at)
+    return attrs.evolve(started, attempt=progress.attempt + 1, started_at=started.updated_at, not_before=None)
 
 
 def _progress(progress: Progress, event: Progressed, now: datetime) -> Progress:
@@ -166,7 +181,7 @@ def _progress(progress: Progress, event: Progressed, now: datetime) -> Progress:
 
 def _finish(progress: Progress, code: StatusCode, message: str, when: datetime) -> Progress:
     finished = _move(progress, code, message or MESSAGE[code], when)
-    return attrs.evolve(finished, completed_at=finished.updated_at)
+    return attrs.evolve(finished, completed_at=finished.updated_at, not_before=None)
 
 
 def _succeed(progress: Progress, event: Succeeded, now: datetime) -> Progress:
@@ -185,6 +200,11 @@ def _fail_dependency(progress: Progress, event: DependencyFailed, now: datetime)
 def _reset(progress: Progress, event: Reset, now: datetime) -> Progress:
     moved = _move(progress, event.code, event.message or MESSAGE[event.code], now)
     return attrs.evolve(moved, started_at=None)
+
+
+def _fault(progress: Progress, event: Faulted, now: datetime) -> Progress:
+    moved = _reset(progress, Reset(code=StatusCode.WAITING_ON_NEW_TASK), now)
+    return attrs.evolve(moved, faults=progress.faults + 1, not_before=moved.code_changed_at + event.rest)
 
 
 def _cancel(progress: Progress, event: Cancelled, now: datetime) -> Progress:
@@ -208,6 +228,7 @@ TRANSITIONS: Final[dict[tuple[JobState, type], tuple[Callable[..., Progress], fr
     (RUNNING, Succeeded): (_succeed, frozenset({SUCCEEDED})),
     (RUNNING, Failed): (_fail, frozenset({FAILED})),
     (RUNNING, Reset): (_reset, frozenset({PENDING})),
+    (RUNNING, Faulted): (_fault, frozenset({PENDING})),
     (RUNNING, Cancelled): (_cancel, frozenset({FAILED})),
     (SUCCEEDED, Cancelled): (_cancel_late, frozenset({SUCCEEDED})),
     (FAILED, Cancelled): (_cancel_late, frozenset({FAILED})),

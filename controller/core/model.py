@@ -129,6 +129,10 @@ class Progress:
     """Number of RUNJOB tasks so far; also the fencing token of the newest."""
     cancelled: bool = False
     """Whether a cancel was asked for; a cancelled success is no longer part of its workspace (section 1.4)."""
+    faults: int = 0
+    """Attempts that ended by an error of the platform, so far."""
+    not_before: datetime | None = None
+    """A pending job that had such an error rests until then."""
     started_at: datetime | None = None
     completed_at: datetime | None = None
     updated_at: datetime

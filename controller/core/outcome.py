@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from controller.core import retry
 from controller.core.codes import MESSAGE, STAGES, StatusCode
-from controller.core.machine import Event, Failed, Progressed, Reset, Succeeded
+from controller.core.machine import Event, Failed, Faulted, Progressed, Succeeded
 from controller.core.model import Job
-
-MAX_ATTEMPTS: Final = 3
-"""Attempts that errors of the platform may use up before the job fails."""
 
 DB_EXIT_MESSAGES: Final[dict[int, str]] = {
     2: "The arguments of the command are not valid. See job log for details",
@@ -46,16 +44,17 @@ def progress(stage: str, timestamp_ns: int | None) -> Event | None:
     return Progressed(code=StatusCode(stage), at=agent_time(timestamp_ns))
 
 
-def conclusion(job: Job, results: Mapping[str, Any], timestamp_ns: int | None) -> Event:
+def conclusion(job: Job, results: Mapping[str, Any], timestamp_ns: int | None, *, jitter: float = 0.0) -> Event:
     """The event of a final RUNJOB report.
 
+    :param jitter: see `retry.delay`.
     :raises SenselessReport: the results lack what a decision needs.
     """
     if "error" not in results:
         raise SenselessReport("results lack the key 'error'")
     at = agent_time(timestamp_ns)
     if results["error"]:
-        return _error(job, results["error"], at)
+        return _error(job, results["error"], at, jitter)
     if "exit_code" not in results:
         raise SenselessReport("results lack the key 'exit_code'")
     exit_code = _number(results["exit_code"])
@@ -78,16 +77,22 @@ def agent_time(timestamp_ns: int | None) -> datetime | None:
         return None
 
 
-def _error(job: Job, error: object, at: datetime | None) -> Event:
-    """Another attempt, or the end with a cause that the researcher can read."""
+def after_fault(job: Job, cause: str, at: datetime | None, *, jitter: float) -> Event:
+    """Another attempt after an error of the platform, or the end with a cause that the researcher can read."""
+    faults = job.progress.faults + 1
+    if faults >= retry.MAX_FAULTS:
+        text = f"{MESSAGE[StatusCode.JOB_ERROR]} It was tried {faults} times."
+        return Failed(code=StatusCode.JOB_ERROR, message=_because(text, cause), at=at)
+    return Faulted(rest=retry.delay(faults, jitter), cause=cause)
+
+
+def _error(job: Job, error: object, at: datetime | None, jitter: float) -> Event:
+    """What an agent's error means; one that it calls fatal is the end at once."""
     details = error if isinstance(error, Mapping) else {}
     cause = _brief(details.get("message"))
     if details.get("fatal"):
         return Failed(code=StatusCode.JOB_ERROR, message=_because(MESSAGE[StatusCode.JOB_ERROR], cause), at=at)
-    if job.progress.attempt >= MAX_ATTEMPTS:
-        text = f"{MESSAGE[StatusCode.JOB_ERROR]} It was tried {job.progress.attempt} times."
-        return Failed(code=StatusCode.JOB_ERROR, message=_because(text, cause), at=at)
-    return Reset(code=StatusCode.WAITING_ON_NEW_TASK)
+    return after_fault(job, cause, at, jitter=jitter)
 
 
 def _brief(said: object) -> str:

@@ -20,6 +20,7 @@ from controller.core.model import RUN_ALL, JobId, JobSpec, RapRequest, ReusableA
 from controller.core.permissions import analysis_scope
 from controller.core.project import Action, Project
 from controller.core.request_checks import shown
+from controller.core.schedule import Limits
 
 Weigh = Callable[[str, str, str], float]
 """(workspace, action, run command) -> share of the backend that the job takes (section 3.5)."""
@@ -176,6 +177,22 @@ def check_codelists(plan: Plan, request: RapRequest) -> None:
         if job.spec.requires_db:
             action = job.spec.action
             raise Rejected(f"Codelists are out of date (required by action {action})", action=action)
+
+
+def check_weights(plan: Plan, limits: Limits) -> None:
+    """A job that is heavier than its whole pool could never start; upstream lets it wait for ever.
+
+    :raises Rejected: naming the first such action.
+    """
+    for job in plan.jobs:
+        pool = "database workers" if job.spec.requires_db else "workers"
+        limit = limits.db_workers if job.spec.requires_db else limits.workers
+        # A pool of 0 is closed for now; a limit that is merely too small will not change for this job's sake.
+        if 0 < limit < job.spec.weight:
+            raise Rejected(
+                f"Action {job.spec.action} needs {job.spec.weight:g} {pool}, and the backend has {limit:g}",
+                action=job.spec.action,
+            )
 
 
 def _roots(request: RapRequest, project: Project) -> list[str]:

@@ -79,8 +79,8 @@ class Judgement:
         return self.verdict in (Verdict.APPLIED, Verdict.INVALID)
 
 
-def judge(statement: Statement, task: TaskState | None, job: Job | None) -> Judgement:
-    """The worth of one statement. `job` is the task's, if it has one."""
+def judge(statement: Statement, task: TaskState | None, job: Job | None, *, jitter: float = 0.0) -> Judgement:
+    """The worth of one statement. `job` is the task's, if it has one; `jitter`: see `retry.delay`."""
     if task is None:
         return Judgement(verdict=Verdict.UNKNOWN, detail="no such task on this backend")
     if statement.attempt not in (None, task.attempt):
@@ -94,7 +94,7 @@ def judge(statement: Statement, task: TaskState | None, job: Job | None) -> Judg
     if task.type is not TaskType.RUNJOB or job is None:
         return _judge_other(statement, task)
     if statement.complete:
-        return _judge_final(statement, job)
+        return _judge_final(statement, job, jitter)
     event = progress(statement.stage, statement.timestamp_ns)
     if event is None:
         return Judgement(verdict=Verdict.APPLIED, detail=f"stage {statement.stage!r} is not shown to users")
@@ -103,10 +103,10 @@ def judge(statement: Statement, task: TaskState | None, job: Job | None) -> Judg
     return Judgement(verdict=Verdict.APPLIED, event=event)
 
 
-def _judge_final(statement: Statement, job: Job) -> Judgement:
+def _judge_final(statement: Statement, job: Job, jitter: float) -> Judgement:
     """A final report that makes no sense ends its job with a message, rather than leaving it running for ever."""
     try:
-        event = conclusion(job, statement.results, statement.timestamp_ns)
+        event = conclusion(job, statement.results, statement.timestamp_ns, jitter=jitter)
     except SenselessReport as error:
         text = f"This job returned a fatal error. The agent's final report could not be understood: {error}."
         failed = Failed(code=StatusCode.JOB_ERROR, message=text, at=agent_time(statement.timestamp_ns))

@@ -10,6 +10,7 @@ move, so a pass does not grow with history, nor with jobs that wait for others.
 import heapq
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import assert_never
 
 from attrs import field, frozen
@@ -49,12 +50,15 @@ class ActiveJob:
     """Needs that have not succeeded yet."""
     need_failed: bool
     """Whether a need has failed, so that this job never can start."""
+    not_before: datetime | None = None
+    """A job that the platform failed rests until then."""
 
 
 @frozen(kw_only=True)
 class Snapshot:
     """One backend at one moment. `jobs` are in order of age, oldest first."""
 
+    now: datetime
     limits: Limits
     modes: Modes
     jobs: Sequence[ActiveJob] = field(factory=tuple)
@@ -106,7 +110,7 @@ def decide(snapshot: Snapshot) -> list[Decision]:
             case JobState.RUNNING:
                 running.append(job)
             case JobState.PENDING:
-                code = _obstacle(job, snapshot.modes)
+                code = _obstacle(job, snapshot.modes, snapshot.now)
                 if code is None:
                     startable.append(job)
                 elif code is StatusCode.DEPENDENCY_FAILED:
@@ -120,7 +124,7 @@ def decide(snapshot: Snapshot) -> list[Decision]:
     return decisions + _share(startable, running, snapshot.limits)
 
 
-def _obstacle(job: ActiveJob, modes: Modes) -> StatusCode | None:
+def _obstacle(job: ActiveJob, modes: Modes, now: datetime) -> StatusCode | None:
     """Why a pending job may not start, apart from capacity; the order is the table's of section 3.3."""
     if modes.paused:
         # A job that was sent back for a reboot keeps saying so (edge behaviour 20).
@@ -131,7 +135,15 @@ def _obstacle(job: ActiveJob, modes: Modes) -> StatusCode | None:
         return StatusCode.DEPENDENCY_FAILED
     if job.unmet:
         return StatusCode.WAITING_ON_DEPENDENCIES
+    if job.not_before is not None and now < job.not_before:
+        return StatusCode.WAITING_ON_NEW_TASK
     return None
+
+
+def next_look(snapshot: Snapshot) -> datetime | None:
+    """When time alone may change a decision: the end of the first job's rest."""
+    rests = (job.not_before for job in snapshot.jobs if job.state is JobState.PENDING)
+    return min((rest for rest in rests if rest is not None and rest > snapshot.now), default=None)
 
 
 def _share(startable: Iterable[ActiveJob], running: Iterable[ActiveJob], limits: Limits) -> list[Decision]:

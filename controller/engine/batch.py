@@ -3,6 +3,7 @@
 No row is read or written here: `reporting` brings the rows, held under the backend's lock, and writes the outcome.
 """
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -95,7 +96,7 @@ class Batch:
         """Judge one statement against the rows as the earlier ones leave them."""
         task = self.tasks.get(statement.task_id)
         job = self.jobs.get(task.job_id) if task and task.job_id else None
-        judgement = judge(statement, task, job.current if job else None)
+        judgement = judge(statement, task, job.current if job else None, jitter=random.random())  # noqa: S311  no secret
         if judgement.applied and task is not None:
             if job is not None and task.type is TaskType.RUNJOB:
                 try:

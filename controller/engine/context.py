@@ -1,7 +1,7 @@
 """What every part of the engine works with; made once, in controller/app.py."""
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from weakref import WeakValueDictionary
 
 from attrs import field, frozen
@@ -9,6 +9,7 @@ from attrs import field, frozen
 from common.clock import Clock
 from controller.core.definition import Terms
 from controller.core.schedule import Limits
+from controller.core.weights import Weights
 from controller.sources.git import Git
 from controller.sources.images import ImageDigests
 from controller.sources.project_file import ProjectFiles
@@ -40,6 +41,7 @@ class BackendTerms:
 
     limits: Limits
     terms: Terms
+    weights: Weights = field(factory=Weights)
 
 
 @frozen(kw_only=True)
@@ -50,7 +52,8 @@ class Context:
     clock: Clock
     wakeups: Wakeups
     sources: Sources
-    backends: Mapping[str, BackendTerms]
+    backends: MutableMapping[str, BackendTerms]
+    """By slug; replaced when an operator changes weights while running."""
     event_level_projects: frozenset[str]
     lease_seconds: float
     poll_seconds: float

@@ -13,7 +13,7 @@ from controller.core.errors import BackendNotAllowed, Conflict, NotFound, Reject
 from controller.core.machine import created
 from controller.core.model import Principal, RapId, RapRequest, Verb
 from controller.core.plan import NothingToDo as NoPlan
-from controller.core.plan import Plan, ResolvedAction, check_codelists, plan, with_reusable_actions
+from controller.core.plan import Plan, ResolvedAction, check_codelists, check_weights, plan, with_reusable_actions
 from controller.core.project import Project
 from controller.core.request_checks import check_workspace
 from controller.engine.context import Context
@@ -68,7 +68,9 @@ async def _attempt(ctx: Context, request: RapRequest, project: Project) -> Creat
             return await _earlier(tx, request) or NothingToDo(rap_id=request.rap_id, details=draft.details)
     reusable = await ctx.sources.reusable.resolve(draft.reusable)
     check_codelists(draft, request)
-    digests = await _digests(ctx, with_reusable_actions(draft, reusable))
+    draft = with_reusable_actions(draft, reusable)
+    check_weights(draft, ctx.backends[request.backend].limits)
+    digests = await _digests(ctx, draft)
     try:
         async with ctx.db.transaction() as tx:
             return await _store(ctx, tx, request, project, root, reusable, digests)
@@ -97,6 +99,7 @@ async def _store(
         raise _Rollback(None)
     check_codelists(final, request)
     final = with_reusable_actions(final, reusable)
+    check_weights(final, ctx.backends[request.backend].limits)
     planned = [
         attrs.evolve(job, spec=attrs.evolve(job.spec, image_sha=digests.get(_image(job.spec.run_command))))
         for job in final.jobs
@@ -114,7 +117,7 @@ async def _plan(ctx: Context, tx: Tx, request: RapRequest, project: Project, roo
         history,
         now=ctx.clock.now(),
         new_traceparent=lambda: tracing.child(root),
-        weight=lambda workspace, action, run_command: 1.0,
+        weight=ctx.backends[request.backend].weights.weigh,
         event_level_projects=ctx.event_level_projects,
     )
 

@@ -6,6 +6,8 @@ Each method is one use case of the domain and lives in the module that its name 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from common.protocol import (
     ClaimRequest,
     ClaimResponse,
@@ -19,18 +21,23 @@ from common.protocol import (
     Welcome,
 )
 from controller.core.model import JobId, Principal, RapId, RapRequest, Task
-from controller.engine import cancelling, claiming, creating, reading, reporting, scheduling
+from controller.core.weights import Weights
+from controller.engine import abandoning, cancelling, claiming, creating, operating, reading, reporting, scheduling
 from controller.engine.context import Context
 from controller.engine.results import (
     AgentView,
     BackendView,
     Created,
+    FlagsSet,
+    FlagView,
     JobDetail,
     LogPage,
     NoChange,
     NothingToDo,
     Page,
     RapDetail,
+    RebootPrepared,
+    RebootStatus,
     StatusReport,
 )
 from controller.store import schema
@@ -93,6 +100,36 @@ class Engine:
         """See `reading.agent_views`."""
         return await reading.agent_views(self._ctx, principal)
 
+    # For operators
+
+    async def pause(self, principal: Principal, backend: str) -> FlagsSet:
+        """See `operating.pause`."""
+        return await operating.pause(self._ctx, principal, backend)
+
+    async def unpause(self, principal: Principal, backend: str) -> FlagsSet:
+        """See `operating.unpause`."""
+        return await operating.unpause(self._ctx, principal, backend)
+
+    async def start_maintenance(self, principal: Principal, backend: str, *, disable_checks: bool) -> FlagsSet:
+        """See `operating.start_maintenance`."""
+        return await operating.start_maintenance(self._ctx, principal, backend, disable_checks=disable_checks)
+
+    async def end_maintenance(self, principal: Principal, backend: str) -> FlagsSet:
+        """See `operating.end_maintenance`."""
+        return await operating.end_maintenance(self._ctx, principal, backend)
+
+    async def prepare_for_reboot(self, principal: Principal, backend: str) -> RebootPrepared:
+        """See `operating.prepare_for_reboot`."""
+        return await operating.prepare_for_reboot(self._ctx, principal, backend)
+
+    async def reboot_status(self, principal: Principal, backend: str) -> RebootStatus:
+        """See `operating.reboot_status`."""
+        return await operating.reboot_status(self._ctx, principal, backend)
+
+    async def flags(self, principal: Principal, wanted: Sequence[str] | None = None) -> Sequence[FlagView]:
+        """See `operating.flags`."""
+        return await operating.flags(self._ctx, principal, wanted)
+
     # For agents
 
     async def declare_agent(self, backend: str, agent: str, declaration: Declaration) -> Welcome:
@@ -142,9 +179,13 @@ class Engine:
 
     # For the controller's own loops
 
-    async def schedule(self, backend: str) -> int:
+    async def schedule(self, backend: str) -> scheduling.Pass:
         """See `scheduling.schedule`."""
         return await scheduling.schedule(self._ctx, backend)
+
+    async def take_over(self, backend: str) -> int:
+        """See `abandoning.take_over`."""
+        return await abandoning.take_over(self._ctx, backend)
 
     async def check(self) -> None:
         """Whether the database answers and has the schema that this program knows.
@@ -154,6 +195,10 @@ class Engine:
         """
         async with self._ctx.db.connection() as tx:
             await schema.check(tx)
+
+    def set_weights(self, backend: str, weights: Weights) -> None:
+        """From now on new jobs of `backend` weigh what `weights` says; jobs that exist keep their weight."""
+        self._ctx.backends[backend] = attrs.evolve(self._ctx.backends[backend], weights=weights)
 
     def close(self) -> None:
         """Let every long-poll answer at once."""

@@ -154,3 +154,53 @@ class AgentView:
     slots: int
     last_seen: datetime | None
     egress: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class FlagView:
+    """One switch of one backend (reference section 3.6)."""
+
+    backend: str
+    id: str
+    value: str | None
+    changed_at: datetime | None
+    """When the value last changed; None if it was never set."""
+
+
+@frozen(kw_only=True)
+class FlagsSet:
+    """What an operator's command did to a backend's switches."""
+
+    backend: str
+    changed: tuple[str, ...]
+    """Names of the flags whose value is another one now; empty if everything was so already."""
+    flags: tuple[FlagView, ...]
+    """All of the backend's flags as they are now."""
+
+
+@frozen(kw_only=True)
+class RebootStatus:
+    """Whether a backend's machines can be switched off without cutting a job short."""
+
+    backend: str
+    paused: bool
+    running: int
+    """Jobs."""
+    cancelling: int
+    """Stops that were asked for and that no agent has confirmed yet."""
+
+    @property
+    def safe(self) -> bool:
+        """Nothing runs, and nothing can start."""
+        return self.paused and not self.running and not self.cancelling
+
+
+@frozen(kw_only=True)
+class RebootPrepared:
+    """What preparing for a reboot did, and what is left to wait for."""
+
+    changed: tuple[str, ...]
+    """As of `FlagsSet`."""
+    jobs: tuple[JobId, ...]
+    """The running jobs that were sent back to the queue."""
+    status: RebootStatus

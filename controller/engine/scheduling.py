@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any, assert_never
 
 import structlog
+from attrs import frozen
 
 from controller.core.codes import StatusCode
 from controller.core.machine import DependencyFailed, Event, Failed, Move, Reset, Started, Waiting, step
 from controller.core.model import DB_MAINTENANCE, Flag, Job, JobId
-from controller.core.schedule import Decision, FailDependency, Modes, SendBack, Snapshot, Start, Wait, decide
+from controller.core.schedule import Decision, FailDependency, Modes, SendBack, Snapshot, Start, Wait, decide, next_look
 from controller.engine import starting
 from controller.engine.context import Context
 from controller.engine.moves import log_moves
@@ -22,8 +23,18 @@ from controller.store.queries import Tx
 log = structlog.get_logger(__name__)
 
 
-async def schedule(ctx: Context, backend: str) -> int:
-    """Decide and act once; how many jobs moved.
+@frozen(kw_only=True)
+class Pass:
+    """What a scheduling pass did."""
+
+    moved: int
+    """How many jobs moved."""
+    next_at: datetime | None
+    """When time alone may give the next pass something to do."""
+
+
+async def schedule(ctx: Context, backend: str) -> Pass:
+    """Decide and act once.
 
     :raises Unavailable: the database is away; nothing was done.
     """
@@ -32,11 +43,11 @@ async def schedule(ctx: Context, backend: str) -> int:
         await backends.lock.run(tx, backend=backend)
         modes = modes_of(await backends.flags.all(tx, backends=[backend]))
         waiting = await jobs.schedulable.all(tx, backend=backend, everything=modes.paused or modes.db_maintenance)
-        snapshot = Snapshot(limits=ctx.backends[backend].limits, modes=modes, jobs=waiting)
+        snapshot = Snapshot(now=now, limits=ctx.backends[backend].limits, modes=modes, jobs=waiting)
         decisions = decide(snapshot)
         moves = await _apply(ctx, tx, backend, decisions, now) if decisions else []
     log_moves(moves)
-    return len(moves)
+    return Pass(moved=len(moves), next_at=next_look(snapshot))
 
 
 def modes_of(flags: Iterable[backends.FlagRow]) -> Modes:

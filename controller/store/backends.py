@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import frozen
 
-from controller.store.queries import command, query
+from controller.store.queries import command, query, scalar
 
 TASKS_CHANNEL = "rap_tasks"
 """Notified with a backend's slug when there is something new to claim."""
@@ -39,12 +39,20 @@ class AgentRow:
     last_seen_at: datetime
 
 
+@frozen
+class UnfinishedRow:
+    running: int
+    cancelling: int
+
+
 ensure = command("backends", "ensure")
 lock = command("backends", "lock")
 see = command("backends", "see")
 seen = query("backends", "seen", SeenRow)
 flags = query("backends", "flags", FlagRow)
-set_flag = command("backends", "set_flag")
+set_flag = query("backends", "set_flag", str, scalar("id"))
+running_jobs = query("backends", "running_jobs", str, scalar("id"))
+unfinished = query("backends", "unfinished", UnfinishedRow)
 declare_agent = command("backends", "declare_agent")
 see_agent = command("backends", "see_agent")
 agents = query("backends", "agents", AgentRow)

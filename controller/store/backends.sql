@@ -20,10 +20,23 @@ SELECT backend, at FROM backend_seen WHERE backend = ANY(@backends::text[]);
 SELECT backend, id, value, changed_at FROM flag WHERE backend = ANY(@backends::text[]);
 
 -- name: set_flag
--- Setting an equal value changes nothing, not even the time (reference section 3.6).
-INSERT INTO flag (backend, id, value, changed_at) VALUES (@backend, @id, @value, @now)
+-- Setting an equal value changes nothing, not even the time (reference section 3.6), and says so by no row. A flag that
+-- was never set is null: null for it is equal, too.
+INSERT INTO flag (backend, id, value, changed_at)
+SELECT @backend::text, @id::text, @value::text, @now::timestamptz
+WHERE @value::text IS NOT NULL OR EXISTS (SELECT FROM flag WHERE backend = @backend::text AND id = @id::text)
 ON CONFLICT (backend, id) DO UPDATE SET value = excluded.value, changed_at = excluded.changed_at
-WHERE flag.value IS DISTINCT FROM excluded.value;
+WHERE flag.value IS DISTINCT FROM excluded.value
+RETURNING id;
+
+-- name: running_jobs
+-- Whom a reboot interrupts.
+SELECT id FROM job WHERE backend = @backend AND state = 'running' ORDER BY seq;
+
+-- name: unfinished
+-- What a reboot would interrupt: jobs, and stops that no agent has confirmed yet.
+SELECT (SELECT count(*) FROM job WHERE backend = @backend AND state = 'running') AS running,
+       (SELECT count(*) FROM task WHERE backend = @backend AND active AND type = 'canceljob') AS cancelling;
 
 -- name: declare_agent
 -- What an agent says of itself at every start.

@@ -53,6 +53,8 @@ class JobRow:
     metrics: Mapping[str, Any]
     unmet: int
     need_failed: bool
+    faults: int
+    not_before: datetime | None
 
 
 @frozen
@@ -74,6 +76,7 @@ class SchedulableRow:
     weight: float
     unmet: int
     need_failed: bool
+    not_before: datetime | None
 
 
 @frozen
@@ -161,7 +164,7 @@ async def insert(tx: Tx, planned: Sequence[PlannedJob], progress: Progress) -> N
     edges = [(job.spec.id, need) for job in planned for need in job.wait_for]
     if edges:
         await _insert_needs.run(tx, job_ids=[job for job, _ in edges], need_ids=[need for _, need in edges])
-    await _record_events.run(tx, events=[_event(job.spec.id, progress) for job in planned])
+    await _record_events.run(tx, events=[_event(job.spec.id, progress, progress.message) for job in planned])
 
 
 async def latest(tx: Tx, backend: str, workspace: str, actions: Iterable[str]) -> dict[str, LatestJob]:
@@ -198,7 +201,7 @@ async def write(tx: Tx, moves: Sequence[Move]) -> None:
                 "metrics": move.metrics,
             }
         )
-        events += [_event(move.job.id, each.after) for each in move.transitions if each.recorded]
+        events += [_event(move.job.id, each.after, each.told) for each in move.transitions if each.recorded]
     written = await _write.all(tx, changes=changes)
     if len(written) != len(changes):
         missed = {change["id"] for change in changes} - set(written)
@@ -214,12 +217,12 @@ async def write(tx: Tx, moves: Sequence[Move]) -> None:
         await _doom_dependants.run(tx, ids=failed)
 
 
-def _event(job: JobId, progress: Progress) -> dict[str, Any]:
+def _event(job: JobId, progress: Progress, message: str) -> dict[str, Any]:
     return {
         "job_id": job,
         "at": progress.updated_at,
         "attempt": progress.attempt,
         "state": progress.state,
         "code": progress.code,
-        "message": progress.message,
+        "message": message,
     }

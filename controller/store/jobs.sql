@@ -54,7 +54,7 @@ SELECT * FROM job WHERE id = @id AND backend = ANY(@backends::text[]);
 -- name: schedulable
 -- What a scheduling pass may move, oldest first. Jobs that wait for others are left out: the transaction that ends
 -- the last of their needs brings them back by changing `unmet` or `need_failed`.
-SELECT id, workspace, state, code, message, requires_db, weight, unmet, need_failed
+SELECT id, workspace, state, code, message, requires_db, weight, unmet, need_failed, not_before
 FROM job
 WHERE backend = @backend AND state IN ('pending', 'running')
   AND (@everything OR NOT (code = 'waiting_on_dependencies' AND unmet > 0 AND NOT need_failed))
@@ -64,11 +64,11 @@ ORDER BY seq;
 -- Compare-and-set on what the decision was made from; the caller checks that every row was still so.
 UPDATE job
 SET state = new.state, code = new.code, message = new.message, attempt = new.attempt, cancelled = new.cancelled,
-    started_at = new.started_at, completed_at = new.completed_at, updated_at = new.updated_at,
+    faults = new.faults, not_before = new.not_before, started_at = new.started_at, completed_at = new.completed_at, updated_at = new.updated_at,
     code_changed_at = new.code_changed_at, metrics = new.metrics
 FROM jsonb_to_recordset(@changes::jsonb) AS new (
     id text, was_code text, was_attempt integer, was_cancelled boolean, state text, code text, message text,
-    attempt integer, cancelled boolean, started_at timestamptz, completed_at timestamptz, updated_at timestamptz,
+    attempt integer, cancelled boolean, faults integer, not_before timestamptz, started_at timestamptz, completed_at timestamptz, updated_at timestamptz,
     code_changed_at timestamptz, metrics jsonb)
 WHERE job.id = new.id AND job.code = new.was_code AND job.attempt = new.was_attempt
   AND job.cancelled = new.was_cancelled

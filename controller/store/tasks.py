@@ -47,6 +47,12 @@ class VoidedRow:
 
 
 @frozen
+class AbandonedRow:
+    job_id: str
+    agent: str
+
+
+@frozen
 class HolderRow:
     job_id: str
     agent: str | None
@@ -71,5 +77,6 @@ revoked = query("tasks", "revoked", str, scalar("id"))
 lock = query("tasks", "lock", LockedRow, _task_state)
 write = command("tasks", "write")
 void_runs = query("tasks", "void_runs", VoidedRow)
+abandoned = query("tasks", "abandoned", AbandonedRow)
 release = query("tasks", "release", str, scalar("job_id"))
 holders = query("tasks", "holders", HolderRow)

@@ -98,3 +98,13 @@ ORDER BY seq FOR UPDATE;
 SELECT DISTINCT ON (job_id) job_id, agent, results ->> 'exit_code' AS exit_code FROM task
 WHERE job_id = ANY(@job_ids::text[]) AND type = 'runjob'
 ORDER BY job_id, attempt DESC;
+
+-- name: abandoned
+-- Attempts whose agent let its lease end while another agent of the backend is alive to take them over. With nobody
+-- else there, waiting is better: the agent may come back with a finished job.
+SELECT task.job_id, task.agent FROM task
+WHERE task.backend = @backend AND task.active AND task.type = 'runjob' AND task.lease_expires_at < @now
+  AND EXISTS (
+        SELECT FROM agent
+        WHERE agent.backend = task.backend AND agent.id <> task.agent AND agent.last_seen_at >= @alive_since)
+ORDER BY task.seq FOR UPDATE;

@@ -2,8 +2,8 @@
 
 Dialects of other systems have bodies and errors of their own; those of our making (agents, native) share these.
 400, 409, 413: this request never can be accepted. 401: the token is wrong; for agents, it is wrong for this backend or
-there is no such backend, and the two look the same. 404: not there, or not the caller's. 503: later, after
-`Retry-After` seconds.
+there is no such backend, and the two look the same. 403: the token opens the backend, but not for this. 404: not
+there, or not the caller's. 503: later, after `Retry-After` seconds.
 """
 
 import math
@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from common import convert
-from controller.core.errors import Conflict, DomainError, NotFound, Rejected, Unavailable
+from controller.core.errors import Conflict, DomainError, Forbidden, NotFound, Rejected, Unavailable
 from controller.web.errors import Answer, BodyTooLarge, Unauthorized, answering
 
 
@@ -55,6 +55,7 @@ ANSWERS: Final[Mapping[type[DomainError], Answer]] = {
     Unauthorized: _as_status(401, **{"WWW-Authenticate": "Bearer"}),
     BodyTooLarge: _as_status(413),
     Rejected: _as_status(400),
+    Forbidden: _as_status(403),
     NotFound: _as_status(404),
     Conflict: _as_status(409),
     Unavailable: _later,

@@ -630,13 +630,13 @@ async def test_help_imports_no_command() -> None:
     done = await asyncio.create_subprocess_exec(*(sys.executable, "-c", code), cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     text = (await done.communicate())[0].decode()
     help_text, modules = text.rsplit("\n[", 1)
-    for name in [*main.USING, *main.RUNNING]:
+    for name in [*main.USING, *main.OPERATING, *main.RUNNING]:
         assert f"\n  {name} " in help_text
     for module in ("aiohttp", "rich", "asyncpg", "cli.commands.submit"):
         assert f"'{module}'" not in modules
 
 
-@pytest.mark.parametrize("name", main.USING)
+@pytest.mark.parametrize("name", [*main.USING, *main.OPERATING])
 async def test_every_command_explains_itself(name: str) -> None:
     result = await invoke(None, name, "--help")
     assert result.exit_code == 0

@@ -40,6 +40,7 @@ def test_defaults_of_the_controller_are_those_of_the_reference():
 def test_without_tokens_nobody_gets_in():
     for backend in controller.from_environ(CONTROLLER).backends:
         assert backend.client_tokens == ()
+        assert backend.operator_tokens == ()
         assert backend.agent_token is None
 
 
@@ -68,6 +69,21 @@ def test_client_tokens_are_split_and_not_trimmed():
     assert settings.backends[0].client_tokens == ("a", " b", "c")
 
 
+def test_operator_tokens_are_written_as_client_tokens_are():
+    settings = controller.from_environ(CONTROLLER | {"BACKENDS": "a-b", "A_B_OPERATOR_TOKENS": "a, b,,c"})
+    assert settings.backends[0].operator_tokens == ("a", " b", "c")
+
+
+def test_a_token_that_manages_one_backend_is_no_mere_clients_elsewhere():
+    """A token has one set of rights: as a client's it would manage a backend that nobody gave it to manage."""
+    values = {"BACKENDS": "a,b-c", "A_OPERATOR_TOKENS": "s3cret", "B_C_CLIENT_TOKENS": "s3cret,other"}
+    (fault,) = refused(controller.from_environ, CONTROLLER | values)
+    assert fault.startswith("B_C_CLIENT_TOKENS has a token that manages another backend: add it to B_C_OPERATOR_TOKENS")
+    assert "s3cret" not in fault
+    both = controller.from_environ(CONTROLLER | values | {"B_C_OPERATOR_TOKENS": "s3cret"})
+    assert [each.operator_tokens for each in both.backends] == [("s3cret",), ("s3cret",)]
+
+
 def test_the_agents_default_token_of_upstream_must_be_asked_for():
     values = CONTROLLER | {"BACKENDS": "test", "TEST_JOB_SERVER_TOKEN": "token"}
     (fault,) = refused(controller.from_environ, values)
@@ -92,6 +108,7 @@ def test_the_agents_default_token_of_upstream_must_be_asked_for():
         ("BACKENDS", "a-b,a_b"),
         ("BACKENDS", "../x"),
         ("TEST_CLIENT_TOKENS", "a\nb"),
+        ("TEST_OPERATOR_TOKENS", "a\nb"),
         ("TEST_JOB_SERVER_TOKEN", "héllo"),
         ("TEST_MAX_WORKERS", "-1"),
         ("TEST_JOB_CPU_COUNT", "0"),
@@ -137,12 +154,13 @@ def test_all_faults_of_a_controller_come_together():
 
 
 def test_no_secret_of_the_controller_is_in_its_repr_and_all_are_listed():
-    secrets = {"hunter2-hunter2", "client-secret", "agent-secret", "git-secret", "stata-secret"}
+    secrets = {"hunter2-hunter2", "client-secret", "operator-secret", "agent-secret", "git-secret", "stata-secret"}
     settings = controller.from_environ(
         CONTROLLER
         | {
             "BACKENDS": "test",
             "TEST_CLIENT_TOKENS": "client-secret",
+            "TEST_OPERATOR_TOKENS": "operator-secret",
             "TEST_JOB_SERVER_TOKEN": "agent-secret",
             "PRIVATE_REPO_ACCESS_TOKEN": "git-secret",
             "STATA_LICENSE": "stata-secret",

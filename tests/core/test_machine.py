@@ -16,6 +16,7 @@ from controller.core.machine import (
     DependencyFailed,
     Event,
     Failed,
+    Faulted,
     IllegalTransition,
     Progressed,
     Reset,
@@ -36,6 +37,7 @@ EVENTS: list[Event] = [
     Failed(code=StatusCode.NONZERO_EXIT),
     DependencyFailed(),
     Reset(code=StatusCode.WAITING_ON_REBOOT),
+    Faulted(rest=timedelta(seconds=5)),
     Cancelled(),
 ]
 AT = {
@@ -79,6 +81,19 @@ def test_starting_counts_the_attempt_and_sets_started_at() -> None:
 def test_a_reset_clears_started_at_and_keeps_the_attempt(code: StatusCode) -> None:
     after = step(AT[JobState.RUNNING], Reset(code=code), later(5)).after
     assert (after.started_at, after.attempt, after.message) == (None, 1, MESSAGE[code])
+
+
+def test_a_fault_is_counted_rests_and_tells_its_cause_in_the_history_only() -> None:
+    move = step(AT[JobState.RUNNING], Faulted(rest=timedelta(seconds=5), cause="disk full"), later(1))
+    assert (move.after.code, move.after.faults, move.after.not_before) == (
+        StatusCode.WAITING_ON_NEW_TASK,
+        1,
+        later(6),
+    )
+    assert move.after.message == MESSAGE[StatusCode.WAITING_ON_NEW_TASK]
+    assert move.told.endswith(" disk full")
+    started = step(move.after, Started(), later(6)).after
+    assert (started.attempt, started.faults, started.not_before) == (2, 1, None)
 
 
 @pytest.mark.parametrize("code", sorted(STAGES))
@@ -134,6 +149,7 @@ def _events() -> st.SearchStrategy[Event]:
         st.builds(Failed, code=st.sampled_from(sorted(CODES_ALLOWED[Failed])), at=times),
         st.just(DependencyFailed()),
         st.sampled_from(sorted(RESETS)).map(lambda code: Reset(code=code)),
+        st.integers(0, 100).map(lambda seconds: Faulted(rest=timedelta(seconds=seconds))),
         st.sampled_from(sorted(CODES_ALLOWED[Cancelled])).map(lambda code: Cancelled(code=code)),
     )
 
@@ -144,7 +160,9 @@ def check_invariants(now: Progress, before: Progress) -> None:
     assert (now.completed_at is not None) == now.state.is_terminal
     assert now.state is not JobState.RUNNING or (now.started_at is not None and now.attempt > 0)
     assert now.state is not JobState.PENDING or now.started_at is None
+    assert now.not_before is None or now.state is JobState.PENDING
     assert now.attempt - before.attempt in (0, 1)
+    assert now.faults - before.faults in (0, 1)
     assert now.code_changed_at >= before.code_changed_at or now.state is before.state is JobState.PENDING
     assert not before.state.is_terminal or now.state is before.state
     assert not before.cancelled or now.cancelled

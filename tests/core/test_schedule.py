@@ -20,12 +20,14 @@ from controller.core.schedule import (
     Start,
     Wait,
     decide,
+    next_look,
 )
-from tests.factories import active
+from tests.factories import NOW, active, later
 
 
 def snapshot(*jobs: ActiveJob, workers: float = 2, db_workers: float = 2, modes: Modes | None = None) -> Snapshot:
     return Snapshot(
+        now=NOW,
         limits=Limits(workers=workers, db_workers=db_workers),
         modes=modes or Modes(),
         jobs=jobs,
@@ -108,6 +110,21 @@ def test_database_maintenance_sends_running_database_jobs_back_and_leaves_others
     assert SendBack(job_id=JobId("rdb"), code=StatusCode.WAITING_DB_MAINTENANCE) in decisions
     assert code_of(decisions, "db") is StatusCode.WAITING_DB_MAINTENANCE
     assert started(decisions) == ["a"]
+
+
+def test_a_job_rests_after_a_fault_and_the_pass_says_when_to_look_again() -> None:
+    resting = active(
+        "r",
+        code=StatusCode.WAITING_ON_NEW_TASK,
+        message=MESSAGE[StatusCode.WAITING_ON_NEW_TASK],
+        not_before=later(5),
+    )
+    before = snapshot(resting, active("a", not_before=later(9)))
+    assert [type(decision) for decision in decide(before)] == [Wait]
+    assert next_look(before) == later(5)
+    after = attrs.evolve(before, now=later(5))
+    assert started(decide(after)) == ["r"]
+    assert next_look(after) == later(9)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from controller.core.errors import NotFound, Rejected, Unavailable
 from controller.core.model import Job, JobId, JobSpec, Progress, RapId
 from controller.dialects.native import mapping, routes
 from controller.engine import results
+from tests.dialects import operated
 from tests.dialects.serving import AGENT, CLIENT, PRINCIPAL, serve
 from tests.fakes.engine import ScriptedEngine
 
@@ -137,12 +138,19 @@ ANSWERS: dict[str, Any] = {
         )
     ],
 }
-PATHS = ["raps", f"raps/{RAP}", f"jobs/{JOB}", f"jobs/{JOB}/log", "agents", "backends"]
+ANSWERS |= {
+    "flags": tuple(operated.flags(paused="true")),
+    "reboot_status": results.RebootStatus(backend="test", paused=True, running=0, cancelling=0),
+}
+PATHS = [
+    *("raps", f"raps/{RAP}", f"jobs/{JOB}", f"jobs/{JOB}/log", "agents", "backends"),
+    *("flags?backend=test", "backends/test/reboot-status"),
+]
 
 
 @pytest.fixture
 def engine() -> ScriptedEngine:
-    return ScriptedEngine(**ANSWERS)
+    return ScriptedEngine(**ANSWERS, **operated.ANSWERS)
 
 
 @pytest.fixture
@@ -160,12 +168,14 @@ async def test_examples_are_what_is_served(client: Any, engine: ScriptedEngine, 
     """Golden answers, byte for byte in the order of keys, and within the contract."""
     example = EXAMPLES[name]
     request, expected = example["request"], example["response"]
-    if expected["status"] == 404:
+    if expected["status"] == 404 and "rap_id" in expected["body"]:
         engine.script["rap_detail"] = NotFound(expected["body"]["message"], rap_id=expected["body"]["rap_id"])
-    response = await client.get(request["path"], headers=CLIENT)
+    sent = {"json": request["body"]} if "body" in request else {}
+    response = await client.request(request["method"], request["path"], headers=CLIENT, **sent)
     assert response.status == expected["status"]
     assert json.dumps(await response.json()) == json.dumps(expected["body"])
-    Draft202012Validator(_answer_schema(request["path"], expected["status"])).validate(expected["body"])
+    schema = _answer_schema(request["method"], request["path"], expected["status"])
+    Draft202012Validator(schema).validate(expected["body"])
 
 
 def test_there_is_an_example_for_every_path() -> None:
@@ -186,8 +196,8 @@ def _template(path: str) -> str:
     return str(fitting[0])
 
 
-def _answer_schema(path: str, status: int) -> dict[str, Any]:
-    answer = CONTRACT["paths"][_template(path)]["get"]["responses"][str(status)]
+def _answer_schema(method: str, path: str, status: int) -> dict[str, Any]:
+    answer = CONTRACT["paths"][_template(path)][method.lower()]["responses"][str(status)]
     if "$ref" in answer:
         answer = CONTRACT["components"]["responses"][answer["$ref"].rsplit("/", 1)[1]]
     return {**answer["content"]["application/json"]["schema"], "components": CONTRACT["components"]}
@@ -239,6 +249,8 @@ async def test_a_part_of_a_log(client: Any, engine: ScriptedEngine) -> None:
         (f"raps/{RAP}?x=1", ["x"]),
         (f"jobs/{JOB}?x=1", ["x"]),
         ("agents?x=1", ["x"]),
+        ("flags?backend=&x=1", ["backend", "x"]),
+        ("backends/test/reboot-status?x=1", ["x"]),
         ("backends?x=1", ["x"]),
     ],
 )

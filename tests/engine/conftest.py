@@ -17,6 +17,7 @@ from common.protocol import ClaimRequest, Declaration, Held, Report, ReportsRequ
 from controller.core.definition import Terms
 from controller.core.model import Job, RapId, RapRequest
 from controller.core.schedule import Limits
+from controller.core.weights import parse as parse_weights
 from controller.engine.context import BackendTerms, Context, Sources
 from controller.engine.facade import Engine
 from controller.engine.results import Created
@@ -132,7 +133,7 @@ class Harness:
 
     async def settle(self, backend: str = "test") -> None:
         """Schedule until there is nothing left to decide."""
-        while await self.engine.schedule(backend):
+        while (await self.engine.schedule(backend)).moved:
             pass
 
     async def claim(
@@ -242,10 +243,10 @@ async def listening(harness: Harness) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def limited(harness: Harness, workers: float) -> Harness:
-    """The same engine with other limits."""
+def limited(harness: Harness, workers: float, weights: str = "") -> Harness:
+    """The same engine with other limits and weights."""
     terms = {
-        slug: evolve(terms, limits=Limits(workers=workers, db_workers=workers))
+        slug: evolve(terms, limits=Limits(workers=workers, db_workers=workers), weights=parse_weights(weights))
         for slug, terms in harness.context.backends.items()
     }
     context = evolve(harness.context, backends=terms)

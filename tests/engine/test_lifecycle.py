@@ -10,6 +10,7 @@ from common.protocol import Held, ReleaseRequest, Verdict
 from controller.core.codes import JobState
 from controller.core.errors import BackendNotAllowed, Conflict, NotFound, Rejected
 from controller.core.model import RapId, Verb
+from controller.core.retry import LONGEST_DELAY
 from controller.engine.results import Created, NoChange, NothingToDo
 from tests.engine.conftest import Harness, Study, limited, listening
 from tests.factories import TRACEPARENT, principal
@@ -262,9 +263,27 @@ class TestReports:
             (task,) = await harness.claim()
             assert task.attempt == attempt
             await harness.report(task, "error", complete=True, results=error)
+            await harness.settle()
+            assert await harness.claim() == ()
+            harness.clock.advance(LONGEST_DELAY.total_seconds())
         job = (await harness.jobs(created.rap_id))["extract"]
         assert job.progress.code.value == "job_error"
         assert "disk full" in job.progress.message
+        detail = await harness.engine.job_detail(principal(), job.id)
+        causes = [entry for entry in detail.history if entry.code.value == "waiting_on_new_task"]
+        assert [entry.message.endswith("disk full") for entry in causes] == [True, True]
+
+    async def test_resets_that_are_no_faults_use_up_no_attempts(self, harness: Harness, study: Study) -> None:
+        created = await harness.create(study.request("extract"))
+        for _ in range(5):
+            await harness.settle()
+            (task,) = await harness.claim()
+            held = (Held(task_id=task.id, attempt=task.attempt),)
+            await harness.engine.release("test", ReleaseRequest(agent="agent-1", tasks=held))
+        await harness.settle()
+        (task,) = await harness.claim()
+        await harness.report(task, "error", complete=True, results={"error": {"message": "disk full"}})
+        assert await harness.codes(created.rap_id) == {"extract": "waiting_on_new_task"}
 
     async def test_the_task_api_reports_without_a_claim(self, harness: Harness, study: Study) -> None:
         created = await harness.create(study.request("extract"))
@@ -380,6 +399,25 @@ class TestModes:
         await small.finish((await small.claim())[0])
         await small.settle()
         assert sorted((await small.codes(created.rap_id)).values()) == ["initiated", "succeeded", "succeeded"]
+
+
+class TestWeights:
+    async def test_heavy_jobs_take_more_of_the_pool(self, harness: Harness, study: Study) -> None:
+        heavy = limited(harness, 3, "[workspace.study]\n'analyse|count' = 2")
+        created = await heavy.create(study.request("analyse", "count"))
+        await heavy.settle()
+        await heavy.finish((await heavy.claim())[0])
+        await heavy.settle()
+        jobs = await heavy.jobs(created.rap_id)
+        waiting = [job for job in jobs.values() if job.progress.state is JobState.PENDING]
+        assert [job.progress.message for job in waiting] == ["Waiting on available workers for resource intensive job"]
+
+    async def test_what_never_fits_is_refused_with_its_name(self, harness: Harness, study: Study) -> None:
+        small = limited(harness, 1, "[default]\n'.*analyse.py' = 2")
+        with pytest.raises(Rejected, match="Action analyse needs 2 workers, and the backend has 1"):
+            await small.engine.create_rap(principal(), study.request("analyse"))
+        report = await small.engine.status(principal(), [RapId("r" * 16)])
+        assert report.jobs == ()
 
 
 class TestLogs:

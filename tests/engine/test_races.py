@@ -85,6 +85,7 @@ class TestBatches:
         ]
         job = (await harness.jobs(rap_id))["extract"]
         assert (job.progress.code.value, job.progress.attempt) == ("waiting_on_new_task", 1)
+        harness.clock.advance(300)
         await harness.settle()
         (again,) = await harness.claim()
         assert await verdicts(harness, said(task, **DONE), said(again, **DONE)) == ["repeated", "applied"]

@@ -10,6 +10,7 @@ from controller.core.codes import JobState
 from controller.core.errors import NotFound, Rejected
 from controller.dialects.native import wire
 from controller.engine import results
+from controller.web import body
 
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _ID: Final = re.compile(r"[a-z0-9]{16}")
@@ -177,6 +178,52 @@ def backends(values: Sequence[results.BackendView]) -> wire.Backends:
     )
 
 
+def _flag(value: results.FlagView) -> wire.Flag:
+    return wire.Flag(backend=value.backend, id=value.id, value=value.value, changed_at=_maybe(value.changed_at))
+
+
+def flags(values: Sequence[results.FlagView]) -> wire.Flags:
+    """The switches of backends."""
+    return wire.Flags(flags=tuple(_flag(each) for each in values))
+
+
+def flags_set(value: results.FlagsSet) -> wire.FlagsSet:
+    """What a command did to a backend's switches."""
+    return wire.FlagsSet(backend=value.backend, changed=value.changed, flags=tuple(_flag(each) for each in value.flags))
+
+
+def reboot_status(value: results.RebootStatus) -> wire.RebootStatus:
+    """Whether a reboot would cut something short."""
+    return wire.RebootStatus(
+        backend=value.backend,
+        paused=value.paused,
+        running=value.running,
+        cancelling=value.cancelling,
+        safe=value.safe,
+    )
+
+
+def reboot_prepared(value: results.RebootPrepared) -> wire.RebootPrepared:
+    """What preparing for a reboot did."""
+    return wire.RebootPrepared(changed=value.changed, jobs=value.jobs, status=reboot_status(value.status))
+
+
+def maintenance(raw: bytes) -> wire.Maintenance:
+    """The body of `POST backends/{backend}/maintenance`.
+
+    :raises MalformedBody: it is not what the contract says; an unknown key is a fault, as a misspelt one would be.
+    :raises Rejected: checks are to be disabled by the end of maintenance, which makes no sense.
+    """
+    found = body.parse_unicode(raw)
+    wire.MAINTENANCE.check(found)
+    asked = wire.Maintenance(on=found["on"], disable_checks=found.get("disable_checks", False))
+    if asked.disable_checks and not asked.on:
+        raise Rejected(
+            "disable_checks goes with on: checks are only disabled during maintenance", field="disable_checks"
+        )
+    return asked
+
+
 def identifier(kind: str, text: str) -> str:
     """`text`, if it can be the id of a RAP or job at all.
 
@@ -240,6 +287,17 @@ def rap_query(query: Mapping[str, str]) -> wire.RapQuery:
     )
     parameters.done()
     return found
+
+
+def flags_query(query: Mapping[str, str]) -> list[str] | None:
+    """The query of `GET flags`: the backend that it asks about, None for all.
+
+    :raises Rejected: with every fault, by the parameter's name.
+    """
+    parameters = _Parameters(query)
+    backend = parameters.text("backend")
+    parameters.done()
+    return None if backend is None else [backend]
 
 
 def log_query(query: Mapping[str, str]) -> wire.LogQuery:

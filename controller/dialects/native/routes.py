@@ -1,14 +1,15 @@
-"""The native API, mounted at `/api`: lists, details, history and logs for the CLI and the dashboard.
+"""The native API, mounted at `/api`: lists, details, history and logs for the CLI and the dashboard, and operators'
+commands.
 
-It only reads; RAPs are made and cancelled through the RAP API. Tokens are the same clients' tokens. Contract:
-schemas/native/openapi.yaml.
+RAPs are made and cancelled through the RAP API. Tokens are the same clients' tokens; what an operator's may do besides
+is the engine's to decide. Contract: schemas/native/openapi.yaml.
 """
 
 from aiohttp import web
 
-from controller.core.model import JobId, RapId
-from controller.dialects.native import mapping
-from controller.web import auth, json_api
+from controller.core.model import JobId, Principal, RapId
+from controller.dialects.native import mapping, wire
+from controller.web import auth, body, json_api
 from controller.web.keys import ENGINE
 
 
@@ -21,6 +22,12 @@ def make_app() -> web.Application:
     app.router.add_get("/jobs/{job}/log", show_log)
     app.router.add_get("/agents", list_agents)
     app.router.add_get("/backends", list_backends)
+    app.router.add_get("/flags", list_flags)
+    app.router.add_post("/backends/{backend}/pause", pause)
+    app.router.add_post("/backends/{backend}/unpause", unpause)
+    app.router.add_post("/backends/{backend}/maintenance", maintain)
+    app.router.add_post("/backends/{backend}/prepare-for-reboot", prepare_for_reboot)
+    app.router.add_get("/backends/{backend}/reboot-status", show_reboot_status)
     return app
 
 
@@ -78,3 +85,59 @@ async def list_backends(request: web.Request) -> web.Response:
     principal = auth.client(request)
     mapping.no_query(request.query)
     return json_api.send(mapping.backends(await request.config_dict[ENGINE].backends(principal)))
+
+
+async def list_flags(request: web.Request) -> web.Response:
+    """The switches of the caller's backends, or of one of them."""
+    principal = auth.client(request)
+    wanted = mapping.flags_query(request.query)
+    return json_api.send(mapping.flags(await request.config_dict[ENGINE].flags(principal, wanted)))
+
+
+async def pause(request: web.Request) -> web.Response:
+    """Start no more jobs on a backend."""
+    principal, backend = _operator(request)
+    return json_api.send(mapping.flags_set(await request.config_dict[ENGINE].pause(principal, backend)))
+
+
+async def unpause(request: web.Request) -> web.Response:
+    """Start jobs on a backend again."""
+    principal, backend = _operator(request)
+    return json_api.send(mapping.flags_set(await request.config_dict[ENGINE].unpause(principal, backend)))
+
+
+async def maintain(request: web.Request) -> web.Response:
+    """Begin or end the maintenance of a backend's database."""
+    principal, backend = _operator(request)
+    wanted = mapping.maintenance(await body.read(request, wire.MAX_BODY))
+    engine = request.config_dict[ENGINE]
+    if wanted.on:
+        done = await engine.start_maintenance(principal, backend, disable_checks=wanted.disable_checks)
+    else:
+        done = await engine.end_maintenance(principal, backend)
+    return json_api.send(mapping.flags_set(done))
+
+
+async def prepare_for_reboot(request: web.Request) -> web.Response:
+    """Pause a backend and send its running jobs back to the queue."""
+    principal, backend = _operator(request)
+    return json_api.send(
+        mapping.reboot_prepared(await request.config_dict[ENGINE].prepare_for_reboot(principal, backend))
+    )
+
+
+async def show_reboot_status(request: web.Request) -> web.Response:
+    """Whether a backend's machines can be switched off."""
+    principal, backend = _operator(request)
+    return json_api.send(mapping.reboot_status(await request.config_dict[ENGINE].reboot_status(principal, backend)))
+
+
+def _operator(request: web.Request) -> tuple[Principal, str]:
+    """The caller and the backend in the path; whether the one may manage the other is the engine's to say.
+
+    :raises Unauthorized: no token, or an unknown one.
+    :raises Rejected: there are parameters.
+    """
+    principal = auth.client(request)
+    mapping.no_query(request.query)
+    return principal, request.match_info["backend"]

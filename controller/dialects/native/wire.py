@@ -1,4 +1,4 @@
-"""The native API's bodies and queries: what the CLI and the dashboard read.
+"""The native API's bodies and queries: what the CLI and the dashboard read and ask for.
 
 Contract: schemas/native/openapi.yaml. Field order is the order of keys in the JSON. Times are ISO 8601 in UTC
 with microseconds. A later version may add a field but never removes or renames one: readers must ignore keys
@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from controller.web.contract import Contract
+
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 200
 DEFAULT_LOG: Final = 64 * 1024
@@ -17,6 +19,11 @@ MAX_LOG: Final = 1024 * 1024
 """Characters of a log in one answer."""
 MAX_OFFSET: Final = 2_000_000_000
 """Characters; offset and limit together stay below what a 32-bit column counts to."""
+MAX_BODY: Final = 4096
+"""Bytes of a request's body."""
+
+CONTRACT: Final = Contract.load("native")
+MAINTENANCE: Final = CONTRACT.shape("maintenance")
 
 
 @frozen(kw_only=True)
@@ -166,6 +173,60 @@ class Backends:
     """Answer to `GET backends`: those that the caller's token opens, in the configured order."""
 
     backends: tuple[Backend, ...]
+
+
+@frozen(kw_only=True)
+class Flag:
+    """One switch of a backend; `changed_at` is null if it was never set."""
+
+    backend: str
+    id: str
+    value: str | None
+    changed_at: str | None
+
+
+@frozen(kw_only=True)
+class Flags:
+    """Answer to `GET flags`."""
+
+    flags: tuple[Flag, ...]
+
+
+@frozen(kw_only=True)
+class FlagsSet:
+    """Answer to `POST backends/{backend}/pause`, `unpause` and `maintenance`: `changed` is empty if nothing did."""
+
+    backend: str
+    changed: tuple[str, ...]
+    flags: tuple[Flag, ...]
+
+
+@frozen(kw_only=True)
+class RebootStatus:
+    """Answer to `GET backends/{backend}/reboot-status`."""
+
+    backend: str
+    paused: bool
+    running: int
+    cancelling: int
+    safe: bool
+
+
+@frozen(kw_only=True)
+class RebootPrepared:
+    """Answer to `POST backends/{backend}/prepare-for-reboot`: `jobs` were sent back to the queue."""
+
+    changed: tuple[str, ...]
+    jobs: tuple[str, ...]
+    status: RebootStatus
+
+
+@frozen(kw_only=True)
+class Maintenance:
+    """Body of `POST backends/{backend}/maintenance`."""
+
+    on: bool
+    disable_checks: bool = False
 
 
 @frozen(kw_only=True)

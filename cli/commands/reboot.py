@@ -1,0 +1,85 @@
+"""`rap prepare-for-reboot`: stop what runs on a backend so that its machines can be switched off."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from cli import connection, report
+from cli.connection import Connection
+from cli.errors import Problem
+
+_NOT_YET: Final = 1
+"""Exit code of `--status` while a reboot would cut something short, and of a "no" to the question."""
+
+
+@click.command()
+@click.argument("backend")
+@click.option("--status", is_flag=True, help="Change nothing; say whether it is safe. Exit code 0: safe, 1: not yet.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@connection.options
+def prepare_for_reboot(backend: str, status: bool, yes: bool, **options: Any) -> None:
+    """Pause BACKEND and queue its running jobs again. Needs an operator's token.
+
+    The jobs' processes are stopped, and the jobs start anew after `rap unpause`. Asks first.
+    """
+    if not (status or yes or _has_person()):
+        raise Problem("stopping every running job needs a yes: there is no terminal to ask at, so give -y")
+    connected = connection.connect(**options)
+    if status:
+        found = connection.run(_status(connected, backend))
+        _print_status(connected, found)
+        sys.exit(0 if found["safe"] else _NOT_YET)
+    if not yes and not _confirm(connection.run(_status(connected, backend))):
+        click.echo("rap: nothing was changed", err=True)
+        sys.exit(_NOT_YET)
+    _print_done(connected, connection.run(_prepare(connected, backend)))
+
+
+def _has_person() -> bool:
+    return sys.stdin.isatty()
+
+
+def _confirm(found: Mapping[str, Any]) -> bool:
+    """Ask on stderr, so that stdout stays the command's result."""
+    question = f"Pause backend {report.safe(found['backend'])} and stop its {_count(found['running'], 'running job')}?"
+    return click.confirm(question, err=True)
+
+
+async def _status(connected: Connection, backend: str) -> dict[str, Any]:
+    async with connected.client() as client:
+        return await client.read("backends", backend, "reboot-status")
+
+
+async def _prepare(connected: Connection, backend: str) -> dict[str, Any]:
+    async with connected.client() as client:
+        return await client.change("backends", backend, "prepare-for-reboot")
+
+
+def _print_done(connected: Connection, done: Mapping[str, Any]) -> None:
+    if connected.json:
+        connection.print_json(done)
+        return
+    found = done["status"]
+    if done["changed"] or done["jobs"]:
+        did = f"paused, {_count(len(done['jobs']), 'running job')} sent back to the queue"
+    else:
+        did = "was prepared already: nothing changed"
+    connection.console().print(f"Backend {report.safe(found['backend'])} {did}", soft_wrap=True)
+    _print_status(connected, found)
+
+
+def _print_status(connected: Connection, found: Mapping[str, Any]) -> None:
+    if connected.json:
+        connection.print_json(found)
+        return
+    slug = report.safe(found["backend"])
+    paused = "paused" if found["paused"] else "not paused"
+    counts = f"{_count(found['running'], 'job')} running, {_count(found['cancelling'], 'job')} being stopped"
+    verdict = "safe to reboot" if found["safe"] else "NOT safe to reboot yet"
+    connection.console().print(f"Backend {slug} is {paused}, {counts}: {verdict}", soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

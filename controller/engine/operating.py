@@ -1,0 +1,187 @@
+"""What operators do to a backend as a whole: pause, database maintenance, reboot (reference sections 3.6, 3.8, 7).
+
+The switches are flags in the database. A command sets them under the backend's lock and wakes the scheduler, which
+does the rest; only a reboot sends running jobs back by itself, since a paused backend leaves them alone. Every command
+can be repeated: what is so already stays as it is, its time included.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from controller.core.codes import StatusCode
+from controller.core.errors import Forbidden, NotFound
+from controller.core.machine import Move, Reset, step
+from controller.core.model import DB_MAINTENANCE, Flag, Principal, Verb
+from controller.engine.context import Context
+from controller.engine.moves import log_moves
+from controller.engine.results import FlagsSet, FlagView, RebootPrepared, RebootStatus
+from controller.engine.scheduling import modes_of
+from controller.engine.starting import stop_runs
+from controller.store import backends, jobs
+from controller.store.queries import Tx
+
+log = structlog.get_logger(__name__)
+
+CHECKS_DISABLED: Final = "db-maintenance-checks-disabled"
+"""The flag that, together with manual maintenance, keeps DBSTATUS from being asked (reference section 3.7)."""
+
+FLAGS: Final[tuple[str, ...]] = (Flag.PAUSED, Flag.MODE, Flag.MANUAL_DB_MAINTENANCE, CHECKS_DISABLED)
+"""The switches, in the order in which they are shown."""
+
+
+async def pause(ctx: Context, principal: Principal, backend: str) -> FlagsSet:
+    """Start no more jobs; those that run, run on, and requests are accepted as before.
+
+    :raises NotFound: no such backend for this caller.
+    :raises Forbidden: the caller does not manage it.
+    """
+    return await _set(ctx, principal, backend, {Flag.PAUSED: "true"})
+
+
+async def unpause(ctx: Context, principal: Principal, backend: str) -> FlagsSet:
+    """Start jobs again, those that a reboot sent back included (flag `paused`: null).
+
+    :raises NotFound: no such backend for this caller.
+    :raises Forbidden: the caller does not manage it.
+    """
+    return await _set(ctx, principal, backend, {Flag.PAUSED: None})
+
+
+async def start_maintenance(ctx: Context, principal: Principal, backend: str, *, disable_checks: bool) -> FlagsSet:
+    """Keep database jobs out by hand: the next pass sends running ones back; all other jobs carry on.
+
+    :param disable_checks: whether the database is not even asked for its status meanwhile; False takes an earlier
+        True back (reference section 7).
+    :raises NotFound: no such backend for this caller.
+    :raises Forbidden: the caller does not manage it.
+    """
+    wanted = {
+        Flag.MODE: DB_MAINTENANCE,
+        Flag.MANUAL_DB_MAINTENANCE: "on",
+        CHECKS_DISABLED: "true" if disable_checks else None,
+    }
+    return await _set(ctx, principal, backend, wanted)
+
+
+async def end_maintenance(ctx: Context, principal: Principal, backend: str) -> FlagsSet:
+    """Let database jobs in again, whoever had kept them out.
+
+    All three flags become null. For `mode` that is what leaving manual mode means in reference section 3.6 (so a
+    DBSTATUS result, which writes an empty text, moves `since` once more). For disabled checks the reference is silent;
+    they have no effect outside of manual maintenance, and left behind they would only puzzle whoever lists flags.
+
+    :raises NotFound: no such backend for this caller.
+    :raises Forbidden: the caller does not manage it.
+    """
+    wanted = {Flag.MODE: None, Flag.MANUAL_DB_MAINTENANCE: None, CHECKS_DISABLED: None}
+    return await _set(ctx, principal, backend, wanted)
+
+
+async def prepare_for_reboot(ctx: Context, principal: Principal, backend: str) -> RebootPrepared:
+    """Pause, and stop every running job: it waits for the reboot and starts anew, as another attempt, after `unpause`.
+
+    Agents stop the processes when they are told; `reboot_status` says when all have.
+
+    :raises NotFound: no such backend for this caller.
+    :raises Forbidden: the caller does not manage it.
+    """
+    _admit(principal, backend)
+    now = ctx.clock.now()
+    wanted: dict[str, str | None] = {Flag.PAUSED: "true"}
+    async with ctx.db.transaction() as tx:
+        await backends.lock.run(tx, backend=backend)
+        changed = await _write(tx, backend, wanted, now)
+        running = await jobs.lock.all(tx, ids=await backends.running_jobs.all(tx, backend=backend))
+        reset = Reset(code=StatusCode.WAITING_ON_REBOOT)
+        moves = [Move(job=job, transitions=(step(job.progress, reset, now),), metrics=job.metrics) for job in running]
+        if moves:
+            await stop_runs(tx, backend, [job.id for job in running], now)
+            await jobs.write(tx, moves)
+        if moves or changed:
+            await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
+        status = await _reboot_status(tx, backend)
+    _log_change(principal, backend, changed, wanted)
+    log_moves(moves)
+    return RebootPrepared(changed=changed, jobs=tuple(job.id for job in running), status=status)
+
+
+async def reboot_status(ctx: Context, principal: Principal, backend: str) -> RebootStatus:
+    """What a reboot now would cut short.
+
+    :raises NotFound: no such backend for this caller.
+    :raises Forbidden: the caller does not manage it.
+    """
+    _admit(principal, backend)
+    async with ctx.db.connection() as tx:
+        return await _reboot_status(tx, backend)
+
+
+async def flags(ctx: Context, principal: Principal, wanted: Sequence[str] | None = None) -> Sequence[FlagView]:
+    """Every switch of these backends (None: of all that the caller's token opens), those never set included.
+
+    :raises NotFound: one of them is no backend for this caller.
+    :raises Forbidden: the caller does not manage them.
+    """
+    slugs = principal.backends if wanted is None else wanted
+    for slug in slugs:
+        _admit(principal, slug)
+    async with ctx.db.connection() as tx:
+        return await _read(tx, slugs)
+
+
+def _admit(principal: Principal, backend: str) -> None:
+    if backend not in principal.backends:
+        raise NotFound(f"There is no backend {backend!r} for this token.", backend=backend)
+    if not principal.may(Verb.MANAGE, backend):
+        raise Forbidden(f"This token may use backend {backend!r}, but not manage it.", backend=backend)
+
+
+async def _set(ctx: Context, principal: Principal, backend: str, wanted: Mapping[str, str | None]) -> FlagsSet:
+    _admit(principal, backend)
+    async with ctx.db.transaction() as tx:
+        await backends.lock.run(tx, backend=backend)
+        changed = await _write(tx, backend, wanted, ctx.clock.now())
+        if changed:
+            await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
+        found = tuple(await _read(tx, [backend]))
+    _log_change(principal, backend, changed, wanted)
+    return FlagsSet(backend=backend, changed=changed, flags=found)
+
+
+def _log_change(principal: Principal, backend: str, changed: Sequence[str], wanted: Mapping[str, str | None]) -> None:
+    """Who changed what, once it is committed."""
+    for name in changed:
+        log.info("flag_changed", backend=backend, flag=name, value=wanted[name], principal=principal.name)
+
+
+async def _write(tx: Tx, backend: str, wanted: Mapping[str, str | None], now: datetime) -> tuple[str, ...]:
+    """Set flags; the names of those that had another value."""
+    written = [
+        await backends.set_flag.one(tx, backend=backend, id=name, value=value, now=now)
+        for name, value in wanted.items()
+    ]
+    return tuple(name for name in written if name is not None)
+
+
+async def _read(tx: Tx, slugs: Sequence[str]) -> list[FlagView]:
+    rows = {(row.backend, row.id): row for row in await backends.flags.all(tx, backends=list(slugs))}
+
+    def view(slug: str, name: str) -> FlagView:
+        row = rows.get((slug, name))
+        if row is None:
+            return FlagView(backend=slug, id=name, value=None, changed_at=None)
+        return FlagView(backend=slug, id=name, value=row.value, changed_at=row.changed_at)
+
+    return [view(slug, name) for slug in slugs for name in FLAGS]
+
+
+async def _reboot_status(tx: Tx, backend: str) -> RebootStatus:
+    # The flag is read first: what is counted afterwards was there while nothing could start any more.
+    modes = modes_of(await backends.flags.all(tx, backends=[backend]))
+    left = await backends.unfinished.one(tx, backend=backend)
+    if left is None:
+        raise RuntimeError("counting gave no row")
+    return RebootStatus(backend=backend, paused=modes.paused, running=left.running, cancelling=left.cancelling)

@@ -1,0 +1,45 @@
+"""Which token may do what: from the settings to the principal that the engine sees."""
+
+import pytest
+
+from controller.app import make_app
+from controller.core.model import Principal, Verb
+from controller.settings import from_environ
+from controller.web.keys import TOKENS
+from tests.fakes.clock import ManualClock
+from tests.fakes.engine import ScriptedEngine
+
+CLIENT = frozenset({Verb.READ, Verb.RUN})
+OPERATOR = CLIENT | {Verb.MANAGE}
+
+
+def principal(token: str, **tokens: str) -> Principal | None:
+    """Who holds `token` at a controller with these settings."""
+    settings = from_environ({"RAP_DATABASE_URL": "postgresql://db/rap", "BACKENDS": "b,a", **tokens})
+    app = make_app(settings, ManualClock(), ScriptedEngine())  # type: ignore[arg-type]  # a stand-in for the facade
+    return app[TOKENS].principal(token)
+
+
+def test_a_clients_token_does_not_manage() -> None:
+    found = principal("c", A_CLIENT_TOKENS="c", A_OPERATOR_TOKENS="o")
+    assert found == Principal(name="client of a", backends=("a",), verbs=CLIENT)
+
+
+def test_an_operators_token_reads_and_runs_too() -> None:
+    found = principal("o", A_CLIENT_TOKENS="c", A_OPERATOR_TOKENS="o")
+    assert found == Principal(name="operator of a", backends=("a",), verbs=OPERATOR)
+
+
+def test_a_token_in_both_lists_has_the_rights_of_both_once() -> None:
+    found = principal("t", A_CLIENT_TOKENS="t,c", A_OPERATOR_TOKENS="t")
+    assert found == Principal(name="operator of a", backends=("a",), verbs=OPERATOR)
+
+
+def test_an_operator_of_several_backends_sees_them_in_their_order() -> None:
+    found = principal("o", A_OPERATOR_TOKENS="o", B_OPERATOR_TOKENS="o,p")
+    assert found == Principal(name="operator of b, a", backends=("b", "a"), verbs=OPERATOR)
+
+
+@pytest.mark.parametrize("token", ["", "x", "o,p"])
+def test_what_is_in_no_list_opens_nothing(token: str) -> None:
+    assert principal(token, A_OPERATOR_TOKENS="o,p") is None
