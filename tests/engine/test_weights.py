@@ -1,5 +1,6 @@
 """Weights files as an operator changes them: mistakes keep the old weights, and are told with their lines."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def settings(file: Path) -> Settings:
 async def test_weights_are_read_again_and_mistakes_keep_the_old_ones(harness: Harness, tmp_path: Path) -> None:
     file = tmp_path / "weights.toml"
     file.write_text(GOOD.format(weight=2))
-    configured = settings(file)
+    configured = await asyncio.to_thread(settings, file)
 
     def weight() -> float:
         return harness.context.backends["test"].weights.weigh("w", "a", "c")
