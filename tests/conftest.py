@@ -14,6 +14,9 @@ from tests import postgres
 _WATCHED = frozenset({"agent", "engine", "store", "dialects"})
 """Folders whose tests fail when something blocks the event loop."""
 
+_SLOW = ("e2e", "sources", "test_plans.py", "test_schema.py", "test_races.py", "test_example_study.py")
+"""Folders and files that `make test-fast` leaves out, beside what is marked: whole controllers, git, seeded tables."""
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[postgres.Postgres]:
@@ -79,6 +82,12 @@ def _no_leftover_processes() -> Iterator[None]:
     for process in alive:
         process.kill()
     assert not told, f"tests left processes running: {told}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {item.path.name, item.path.parent.name} & set(_SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:
