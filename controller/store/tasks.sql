@@ -36,7 +36,7 @@ WITH lost AS (
 ), claimed AS (
     UPDATE task SET agent = @agent, lease_expires_at = @lease
     WHERE id IN (SELECT id FROM lost UNION ALL SELECT id FROM new_runs UNION ALL SELECT id FROM others)
-      AND active
+      AND active AND (agent IS NULL OR agent = @agent)
     RETURNING id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at, seq
 )
 SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at FROM claimed ORDER BY seq;
