@@ -209,7 +209,14 @@ def _services(settings: Settings, clock: Clock, engine: Engine, wakeups: Wakeups
     return Services(
         listener,
         [
-            Scheduler(engine, wakeups, backend.slug, clock=clock, safety_seconds=settings.safety_seconds)
+            Scheduler(
+                engine,
+                wakeups,
+                backend.slug,
+                clock=clock,
+                safety_seconds=settings.safety_seconds,
+                lease_seconds=settings.lease_seconds,
+            )
             for backend in settings.backends
         ],
     )

@@ -32,25 +32,48 @@ class Scheduler:
     Wake-ups that come during a pass are folded into one further pass.
     """
 
-    def __init__(self, engine: Engine, wakeups: Wakeups, backend: str, *, clock: Clock, safety_seconds: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        wakeups: Wakeups,
+        backend: str,
+        *,
+        clock: Clock,
+        safety_seconds: float,
+        lease_seconds: float,
+    ) -> None:
         self._engine = engine
         self._wakeups = wakeups
         self._backend = backend
         self._clock = clock
         self._safety_seconds = safety_seconds
+        self._lease_seconds = lease_seconds
+        self._steady_since = self._turned_at = clock.monotonic()
+        self._looked_at = -math.inf
 
     async def run(self) -> None:
         """Schedule until cancelled. A pass that fails is logged and tried again; it never ends the loop."""
         with self._wakeups.waiter(SCHEDULE_CHANNEL, self._backend) as woken:
-            looked_at = -math.inf
             while True:
-                if self._clock.monotonic() - looked_at >= self._safety_seconds:
-                    # Nobody tells when an agent falls silent.
-                    looked_at = self._clock.monotonic()
-                    await self._safely(self._engine.take_over(self._backend))
+                await self._take_over()
                 woken.clear()
                 done = await self._safely(self._engine.schedule(self._backend))
-                await self._sleep(woken, None if done is None else done.next_at)
+                if done is not None:
+                    await self._sleep(woken, done.next_at)
+
+    async def _take_over(self) -> None:
+        """Look for silent agents now and then: nobody tells when one falls silent.
+
+        Only after a whole lease in which this process ran and reached the database. During an outage nobody could
+        renew, and the first agent back must not make the others look dead.
+        """
+        now = self._clock.monotonic()
+        if now - self._turned_at > max(self._lease_seconds, 2 * self._safety_seconds):
+            self._steady_since = now  # this process itself was stopped
+        self._turned_at = now
+        if now - self._steady_since >= self._lease_seconds and now - self._looked_at >= self._safety_seconds:
+            self._looked_at = now
+            await self._safely(self._engine.take_over(self._backend))
 
     async def _safely(self, work: Awaitable[T]) -> T | None:
         """The result of `work`; None if it failed, after a pause. It will be tried again, for ever."""
@@ -61,6 +84,7 @@ class Scheduler:
         except Exception:
             log.exception("schedule_failed", backend=self._backend)
         await self._clock.sleep(_FAILED_SECONDS)
+        self._steady_since = self._clock.monotonic()
         return None
 
     async def _sleep(self, woken: asyncio.Event, next_at: datetime | None) -> None:

@@ -41,6 +41,8 @@ class Flag(enum.StrEnum):
     PAUSED = "paused"
     MODE = "mode"
     MANUAL_DB_MAINTENANCE = "manual-db-maintenance"
+    CHECKS_DISABLED = "db-maintenance-checks-disabled"
+    """With manual maintenance on, the database is not even asked for its status (reference section 3.7)."""
 
 
 DB_MAINTENANCE = "db-maintenance"

@@ -5,6 +5,7 @@ goes back to the queue. The attempt number fences the old holder off: whatever i
 claim tells it to stop.
 """
 
+import random
 from datetime import timedelta
 
 import structlog
@@ -35,7 +36,7 @@ async def take_over(ctx: Context, backend: str) -> int:
         await tasks.void_runs.all(tx, job_ids=list(silent), now=now)
         moves = []
         for job in await jobs.lock.all(tx, ids=list(silent)):
-            event = after_fault(job, f"Its agent {silent[job.id]} fell silent.", None, jitter=0.0)
+            event = after_fault(job, f"Its agent {silent[job.id]} fell silent.", None, jitter=random.random())  # noqa: S311  no secret
             moves.append(Move(job=job, transitions=(step(job.progress, event, now),), metrics={}))
         await jobs.write(tx, moves)
         await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)

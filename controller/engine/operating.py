@@ -25,10 +25,7 @@ from controller.store.queries import Tx
 
 log = structlog.get_logger(__name__)
 
-CHECKS_DISABLED: Final = "db-maintenance-checks-disabled"
-"""The flag that, together with manual maintenance, keeps DBSTATUS from being asked (reference section 3.7)."""
-
-FLAGS: Final[tuple[str, ...]] = (Flag.PAUSED, Flag.MODE, Flag.MANUAL_DB_MAINTENANCE, CHECKS_DISABLED)
+FLAGS: Final = tuple(Flag)
 """The switches, in the order in which they are shown."""
 
 
@@ -58,10 +55,10 @@ async def start_maintenance(ctx: Context, principal: Principal, backend: str, *,
     :raises NotFound: no such backend for this caller.
     :raises Forbidden: the caller does not manage it.
     """
-    wanted = {
+    wanted: dict[str, str | None] = {
         Flag.MODE: DB_MAINTENANCE,
         Flag.MANUAL_DB_MAINTENANCE: "on",
-        CHECKS_DISABLED: "true" if disable_checks else None,
+        Flag.CHECKS_DISABLED: "true" if disable_checks else None,
     }
     return await _set(ctx, principal, backend, wanted)
 
@@ -76,7 +73,7 @@ async def end_maintenance(ctx: Context, principal: Principal, backend: str) -> F
     :raises NotFound: no such backend for this caller.
     :raises Forbidden: the caller does not manage it.
     """
-    wanted = {Flag.MODE: None, Flag.MANUAL_DB_MAINTENANCE: None, CHECKS_DISABLED: None}
+    wanted: dict[str, str | None] = {Flag.MODE: None, Flag.MANUAL_DB_MAINTENANCE: None, Flag.CHECKS_DISABLED: None}
     return await _set(ctx, principal, backend, wanted)
 
 

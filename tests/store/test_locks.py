@@ -54,3 +54,26 @@ async def test_tasks_are_locked_oldest_first(
     finally:
         await locker.close()
         await ours.close()
+
+
+async def test_a_claim_passes_by_what_another_is_just_taking(database: Database, database_dsn: str) -> None:
+    """Neither waits for the other, and nothing is given out twice."""
+    await seed_one(database)
+    async with database.connection() as tx:
+        await tx.execute("UPDATE task SET agent = NULL, lease_expires_at = NULL")
+        offered = {row["id"] for row in await tx.fetch("SELECT id FROM task WHERE active AND type = 'runjob'")}
+    values = {"backend": "test", "holding": [], "slots": 10, "lease": NOW}
+    other = await asyncpg.connect(database_dsn)
+    try:
+        await prepare_connection(other)
+        transaction = other.transaction()
+        await transaction.start()
+        taken = await tasks.claim.all(other, agent="agent-1", **values)
+        assert {task.id for task in taken} == offered != set()
+        async with asyncio.timeout(10), database.connection() as tx:
+            assert await tasks.claim.all(tx, agent="agent-2", **values) == []
+        await transaction.rollback()
+        async with database.connection() as tx:
+            assert {task.id for task in await tasks.claim.all(tx, agent="agent-2", **values)} == offered
+    finally:
+        await other.close()
