@@ -40,6 +40,10 @@ test: .venv/dev.stamp ## Run all tests (ARGS="-k name ...")
 test-fast: .venv/dev.stamp ## Run the tests that need no real processes
 	$(BIN)/python -m pytest -m "not slow" -n auto $(ARGS)
 
+.PHONY: chaos
+chaos: .venv/dev.stamp ## Break everything at random, count what was lost (ARGS="--jobs 10000 --kills 300")
+	$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: fix
 fix: .venv/dev.stamp ## Format, and mend what can be mended
 	$(BIN)/ruff check --fix .

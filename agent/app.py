@@ -127,7 +127,11 @@ async def assemble(
             reports=reports,
         )
         declaration = Declaration(
-            version=settings.version, executor=executor.name, slots=settings.slots, egress=settings.egress
+            version=settings.version,
+            executor=executor.name,
+            slots=settings.slots,
+            egress=settings.egress,
+            on_loss=settings.on_loss or executor.on_loss,
         )
         loop = Loop(tools, declaration)
         yield loop, reports

@@ -142,12 +142,14 @@ class Client:
         """
         return await self._call("PUT", f"agents/{quote(self._agent, safe='')}", declaration, Welcome)
 
-    async def claim(self, request: ClaimRequest) -> ClaimResponse:
+    async def claim(self, request: ClaimRequest, *, patience: float = ANSWER_SECONDS) -> ClaimResponse:
         """Wait for something to do, for as long as `request.wait`; the network's troubles make it longer.
 
+        :param patience: seconds that the answer may take beyond that. A claim renews leases, so one that hangs on a
+            dead connection must be given up while there is time for another.
         :raises Rejected: see `declare`.
         """
-        return await self._call("POST", "claim", request, ClaimResponse, wait=request.wait)
+        return await self._call("POST", "claim", request, ClaimResponse, wait=request.wait, patience=patience)
 
     async def report(self, request: ReportsRequest) -> ReportsResponse:
         """State a batch of reports until every one has a verdict.
@@ -178,23 +180,23 @@ class Client:
         return await self._call("POST", "release", request, ReleaseResponse)
 
     async def _call(
-        self, method: str, path: str, body: Any, cls: type[T], *, wait: float = 0,
+        self, method: str, path: str, body: Any, cls: type[T], *, wait: float = 0, patience: float = ANSWER_SECONDS,
         check: Callable[[T], None] | None = None,
     ) -> T:  # fmt: skip
-        answer = await self._attempt(method, path, body, cls, wait=wait, check=check)
+        answer = await self._attempt(method, path, body, cls, wait=wait, patience=patience, check=check)
         if answer is None:
             raise AssertionError("a call without a bound on its tries ends with an answer")
         return answer
 
     async def _attempt(
-        self, method: str, path: str, body: Any, cls: type[T], *, wait: float = 0, tries: int | None = None,
-        check: Callable[[T], None] | None = None,
+        self, method: str, path: str, body: Any, cls: type[T], *, wait: float = 0, patience: float = ANSWER_SECONDS,
+        tries: int | None = None, check: Callable[[T], None] | None = None,
     ) -> T | None:  # fmt: skip
         """Send until it is done, until it makes no sense, or `tries` times."""
         payload = dumps(body)
         failures = 0
         while True:
-            received = await self._send(method, path, payload, cls, wait, check)
+            received = await self._send(method, path, payload, cls, wait + patience, check)
             outcome = classify(received.answer)
             if outcome is Outcome.DONE:
                 if failures:
@@ -217,10 +219,10 @@ class Client:
             _log.warning("the controller did not answer as it should", **told)
 
     async def _send(
-        self, method: str, path: str, payload: bytes, cls: type[T], wait: float, check: Callable[[T], None] | None
+        self, method: str, path: str, payload: bytes, cls: type[T], seconds: float, check: Callable[[T], None] | None
     ) -> _Received[T]:
         """One request and what came back."""
-        timeout = aiohttp.ClientTimeout(total=wait + ANSWER_SECONDS, sock_connect=ANSWER_SECONDS / 2)
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=ANSWER_SECONDS / 2)
         url = f"{self._base}/{path}"
         body = bytearray()
         try:

@@ -70,7 +70,7 @@ def build_run(tools: Tools, task_id: str, definition: JobDefinition, traceparent
         image_sha=definition.image_sha,
         args=definition.args,
         env=environment,
-        volume=tools.places.volume(definition.id),
+        volume=tools.places.volume(task_id),
         state_dir=tools.places.notes(task_id) / "run",
         limits=Limits(
             cpu_count=definition.cpu_count,
@@ -249,7 +249,8 @@ class Job:
 
     async def _prepare(self) -> None:
         self._state(Stage.PREPARING)
-        await preparation.prepare(self._tools.places, self._tools.checkouts, self.definition, self._notes)
+        tools = self._tools
+        await preparation.prepare(tools.places, tools.checkouts, self.definition, self._run, self._notes)
         await self._tools.executor.prepare(self._run)
         self._state(Stage.PREPARED)
 

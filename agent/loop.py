@@ -7,13 +7,17 @@ controller is away, and lists the tasks in its first claim: what is no longer it
 import asyncio
 import contextlib
 import enum
+import math
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 import attrs
 import structlog
 
-from agent.client import Rejected
+from agent.check import Check, error_results
+from agent.client import ANSWER_SECONDS, Rejected
+from agent.core import checks
+from agent.core.checks import Program, parse_check
 from agent.core.definition import JobDefinition, check_id, parse_definition
 from agent.core.errors import BadDefinition, JobError, Unsupported
 from agent.core.lifecycle import Intent
@@ -68,6 +72,8 @@ class Loop:
         self._held: dict[str, Held] = {}
         self._jobs: dict[str, Job] = {}
         """By the id of the RUNJOB task."""
+        self._checks: dict[str, Check] = {}
+        """By the id of their task."""
         self._tasks: set[asyncio.Task[None]] = set()
         """Lives of jobs."""
         self._concluding: set[asyncio.Task[None]] = set()
@@ -113,7 +119,10 @@ class Loop:
         jobs = [job for job in self._jobs.values() if job.intent is Intent.RUN]
         for job in jobs:
             job.request(Intent.HAND_BACK)
+        for check in self._checks.values():
+            check.revoke()  # the controller gives it to somebody else once nobody holds it
         await self._within(HAND_BACK_SECONDS, self._await_tasks())
+        await self._within(FLUSH_SECONDS, _all([check.ended.wait() for check in self._checks.values()]))
         returned = tuple(
             Held(task_id=offer.id, attempt=offer.attempt) for job in jobs if job.handed_back for offer in job.offers
         )
@@ -166,6 +175,11 @@ class Loop:
             holding=tuple(held for task_id, held in self._held.items() if task_id not in dropped),
         )
 
+    def _patience(self) -> float:
+        """Seconds for an answer: a second claim must still come before the leases end."""
+        lease = math.inf if self._welcome is None else self._welcome.lease_seconds
+        return min(ANSWER_SECONDS, max(1.0, lease / 4))
+
     async def _claim_once(self) -> None:
         """One claim. It is cut short when a slot becomes free; a task that crosses this is offered again, because
         the next claim does not list it as held."""
@@ -174,7 +188,8 @@ class Loop:
         self._slots_offered = request.slots
         since = self._tools.clock.monotonic()
         try:
-            response = await unless(self._renew, self._tools.client.claim(request))
+            claim = self._tools.client.claim(request, patience=self._patience())
+            response = await unless(self._renew, claim)
         except Interrupted:
             return
         finally:
@@ -200,6 +215,9 @@ class Loop:
             news = True
             await self._take_up(offer)
         for task_id in response.revoked:
+            if (check := self._checks.get(task_id)) is not None:
+                news |= check.revoke()
+                continue
             job = self._find(task_id)
             if job is None or job.intent in (Intent.DROP, Intent.LEAVE):
                 continue
@@ -216,9 +234,7 @@ class Loop:
         _log.info("task taken", task_id=offer.id, type=offer.type, attempt=offer.attempt)
         try:
             check_id(offer.id, "task id")
-            if offer.type not in (RUN, CANCEL):
-                raise Unsupported(f"tasks of type {offer.type} need database utilities, which this agent lacks")
-            definition = parse_definition(offer.definition)
+            definition = _parse(offer)
             path = self._tools.places.notes(offer.id) / "offer.json"
             await asyncio.to_thread(write_json, path, attrs.asdict(offer), mode=0o600)
         except (JobError, OSError) as error:
@@ -227,7 +243,28 @@ class Loop:
             return
         self._start(offer, definition)
 
-    def _start(self, offer: TaskOffer, definition: JobDefinition) -> None:
+    def _start(self, offer: TaskOffer, definition: JobDefinition | Program) -> None:
+        if isinstance(definition, Program):
+            check = self._checks[offer.id] = Check(self._tools, offer, definition)
+            self._spawn(self._concluding, self._carry_out(check))
+        else:
+            self._start_job(offer, definition)
+
+    async def _carry_out(self, check: Check) -> None:
+        try:
+            results = await check.carry_out()
+            if results is not None:
+                await self._conclude(check.offer, None, results)
+            else:
+                _log.warning("check is revoked", task_id=check.offer.id)
+                await check.forget()
+                self._held.pop(check.offer.id, None)
+                self._renew.set()  # claims that list it are answered at once, so the loop may have slowed down
+        finally:
+            self._checks.pop(check.offer.id, None)
+            check.ended.set()
+
+    def _start_job(self, offer: TaskOffer, definition: JobDefinition) -> None:
         if offer.type == RUN:
             job = Job(self._tools, offer.id, definition, run=offer)
             self._jobs[offer.id] = job
@@ -260,10 +297,7 @@ class Loop:
             results: dict[str, Any] = {"error": redact_error(error, egress), "exit_code": "None"}
             await self._conclude(offer, Stage.ERROR, results)
             return
-        message = str(fault) if egress.logs else fault.public
-        await self._conclude(
-            offer, None, {"results": None, "error": {"type": type(fault).__name__, "message": message}}
-        )
+        await self._conclude(offer, None, error_results(fault, self._tools.settings))
 
     async def _conclude(self, offer: TaskOffer, stage: Stage | None, results: Mapping[str, Any]) -> None:
         """State a final report for a task without a job, until it is acknowledged."""
@@ -331,8 +365,8 @@ class Loop:
         for offer in sorted(offers, key=lambda offer: offer.type == CANCEL):
             self._held[offer.id] = Held(task_id=offer.id, attempt=offer.attempt)
             try:
-                definition = parse_definition(offer.definition)
-            except BadDefinition as error:
+                definition = _parse(offer)
+            except JobError as error:
                 self._spawn(self._concluding, self._refuse(offer, error))
                 continue
             _log.info("task found on disk: going on", task_id=offer.id)
@@ -348,6 +382,19 @@ class Loop:
                 _log.exception("unreadable notes of a task are put aside", path=str(path))
                 path.rename(path.with_name("offer.json.corrupt"))
         return offers
+
+
+def _parse(offer: TaskOffer) -> JobDefinition | Program:
+    """What a task's definition says.
+
+    :raises BadDefinition: it says nothing that makes sense.
+    :raises Unsupported: this agent knows no tasks of that type.
+    """
+    if offer.type in (RUN, CANCEL):
+        return parse_definition(offer.definition)
+    if offer.type in checks.TYPES:
+        return parse_check(offer.type, offer.definition)
+    raise Unsupported(f"this agent knows no tasks of type {offer.type}")
 
 
 async def _all(waits: Iterable[Coroutine[Any, Any, Any]]) -> None:

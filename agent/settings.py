@@ -17,7 +17,7 @@ from attrs import field, frozen
 from agent import images
 from common.environ import Environ
 from common.logs import FORMATS, LEVELS
-from common.protocol import Egress
+from common.protocol import Egress, OnLoss
 
 EXECUTORS: Final = ("sandbox", "fake")
 LEAVE: Final = "leave"
@@ -73,6 +73,8 @@ class Settings:
     """Environment of jobs that may use the database, and of no others."""
     log_level: str
     log_format: str
+    on_loss: OnLoss | None
+    """What becomes of this agent's jobs once it is lost; None for what the executor declares."""
     exit_mode: str
     """What SIGTERM means for running jobs: `leave` or `hand_back`."""
 
@@ -127,6 +129,7 @@ def read(environ: Environ) -> Settings:
         db_env=_db_env(environ),
         log_level=environ.choice("LOGLEVEL", "info", LEVELS),
         log_format=environ.choice("RAP_LOG_FORMAT", "json", FORMATS),
+        on_loss=environ.converted("RAP_ON_LOSS", None, _on_loss),
         exit_mode=environ.choice("RAP_AGENT_EXIT", LEAVE, (LEAVE, HAND_BACK)),
     )
 
@@ -146,6 +149,13 @@ def parse_egress(raw: str) -> Egress:
         logs=everything or "logs" in words,
         outputs=everything or "outputs" in words,
     )
+
+
+def _on_loss(raw: str) -> OnLoss | None:
+    try:
+        return OnLoss(raw.strip().lower())
+    except ValueError as error:
+        raise ValueError(f"is neither {' nor '.join(OnLoss)}") from error
 
 
 def _backend(environ: Environ) -> str:

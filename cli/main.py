@@ -28,19 +28,27 @@ USING: Final[Mapping[str, Lazy]] = {
     "submit": Lazy("cli.commands.submit:submit", "Ask for actions of a repository to be run."),
     "status": Lazy("cli.commands.status:status", "Show a RAP and its jobs."),
     "list": Lazy("cli.commands.list:list_raps", "List RAPs, newest first."),
+    "jobs": Lazy("cli.commands.jobs:jobs", "List jobs of all RAPs."),
     "logs": Lazy("cli.commands.logs:logs", "Print a job's log."),
     "history": Lazy("cli.commands.history:history", "Print everything that happened to a job."),
     "cancel": Lazy("cli.commands.cancel:cancel", "Cancel a RAP's jobs."),
     "backends": Lazy("cli.commands.backends:backends", "List backends and their agents."),
+    "agents": Lazy("cli.commands.agents:agents", "List agents: what they run, and who is silent."),
 }
 """Commands that talk to a controller."""
 
 OPERATING: Final[Mapping[str, Lazy]] = {
     "flags": Lazy("cli.commands.flags:flags", "Show the switches of backends."),
+    "limits": Lazy("cli.commands.limits:limits", "Show or change how much of a backend jobs may use."),
+    "kill": Lazy("cli.commands.kill:kill", "End jobs."),
+    "retry": Lazy("cli.commands.retry:retry", "Have a job tried again."),
     "pause": Lazy("cli.commands.modes:pause", "Start no more jobs on a backend."),
     "unpause": Lazy("cli.commands.modes:unpause", "Start jobs on a backend again."),
     "db-maintenance": Lazy("cli.commands.modes:db_maintenance", "Keep database jobs out, or let them in again."),
+    "token": Lazy("cli.commands.token:token", "Let people, portals and agents in, and out again."),
+    "prune": Lazy("cli.commands.prune:prune", "Forget what finished long ago."),
     "prepare-for-reboot": Lazy("cli.commands.reboot:prepare_for_reboot", "Pause a backend and empty its machines."),
+    "forget-agent": Lazy("cli.commands.forget_agent:forget_agent", "Take the work of an agent that is gone for good."),
 }
 """Commands that change how a backend works; they talk to a controller with an operator's token."""
 
@@ -50,6 +58,9 @@ RUNNING: Final[Mapping[str, Lazy]] = {
     "controller": Lazy("cli.commands.controller:controller", "Run a controller (configured by environment)."),
     "agent": Lazy("cli.commands.agent:agent", "Run an agent in a backend (configured by environment)."),
     "migrate": Lazy("cli.commands.migrate:migrate", "Bring the database's schema up to date."),
+    "backup": Lazy("cli.commands.backup:backup", "Write the database to a file while everything works."),
+    "restore": Lazy("cli.commands.restore:restore", "Bring a backup back into an empty database."),
+    "doctor": Lazy("cli.commands.doctor:doctor", "Say what is wrong, and what to type."),
 }
 """Commands that are the system."""
 

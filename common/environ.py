@@ -26,7 +26,7 @@ class ConfigurationError(Exception):
 class Environ:
     """A reader of one environment.
 
-    A variable that is set to nothing counts as missing: compose files pass empty values on.
+    A variable that is set to nothing counts as missing (compose files pass empty values on), except for `clearable`.
 
     :param values: the environment, usually `os.environ`.
     """
@@ -109,6 +109,12 @@ class Environ:
         if raw is None:
             return default
         return tuple(dict.fromkeys(word.strip() for word in raw.split(",") if word.strip()))
+
+    def clearable(self, name: str) -> tuple[str, ...] | None:
+        """A list as of `words`, for a feature that an empty setting turns off: set to nothing it has no words, and None
+        says that it is not set at all."""
+        self.asked[name] = None
+        return self.words(name) if name in self._values else None
 
     def folder(self, name: str, default: Path) -> Path:
         """A path, made absolute; `~` is the home folder. Whether it can be used is not looked at."""

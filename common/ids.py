@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import secrets
+from datetime import date
 
 
 def random_id() -> str:
@@ -16,6 +17,12 @@ def job_id(rap_id: str, action: str) -> str:
     return base64.b32encode(digest[:10]).decode().lower()
 
 
+def retry_rap_id(job: str) -> str:
+    """The id of the RAP by which a failed job is tried again: always the same for the same job."""
+    digest = hashlib.sha1(f"retry\n{job}".encode(), usedforsecurity=False).digest()
+    return base64.b32encode(digest[:10]).decode().lower()
+
+
 def task_id(job: str, attempt: int) -> str:
     """The id of a job's RUNJOB task: `<job id>-NNN`, counted from 001 (reference section 2.3)."""
     return f"{job}-{attempt:03}"
@@ -24,3 +31,8 @@ def task_id(job: str, attempt: int) -> str:
 def cancel_task_id(run_task: str) -> str:
     """The id of the CANCELJOB task for a RUNJOB task."""
     return f"{run_task}-cancel"
+
+
+def check_task_id(kind: str, day: date) -> str:
+    """The id of a task that belongs to no job: `<type>-<YYYY-MM-DD>-<20 hex>` (reference section 2.3)."""
+    return f"{kind}-{day.isoformat()}-{secrets.token_hex(10)}"

@@ -1,7 +1,7 @@
 """Logging for both processes: structlog on stderr, a line an event; the libraries' logging goes the same way.
 
 Secrets are kept out twice: values of keys that sound like one are masked, and so is every secret that the
-process was started with, wherever it turns up in a line, a traceback included.
+process was started with, and every token of our making, wherever it turns up in a line, a traceback included.
 """
 
 import logging
@@ -12,6 +12,8 @@ from typing import Any, Final, TextIO
 
 import orjson
 import structlog
+
+from common import tokens
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("json", "console")
@@ -41,9 +43,10 @@ class Redactor:
         return event
 
     def text(self, text: str) -> str:
-        """`text` with every known secret and every password of a URL masked."""
+        """`text` with every known secret, every token of our making and every password of a URL masked."""
         if self._known is not None:
             text = self._known.sub(MASK, text)
+        text = tokens.FORM.sub(MASK, text)
         return _URL_PASSWORD.sub(rf"\1{MASK}", text)
 
     def _value(self, key: str, value: Any, depth: int) -> Any:

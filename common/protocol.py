@@ -60,6 +60,15 @@ class Egress:
     """Names, levels, sizes and hashes of outputs. Contents are never sent by this protocol's version 1."""
 
 
+class OnLoss(enum.StrEnum):
+    """What may become of a job whose agent is lost for good, by the executor that ran it."""
+
+    RETRY = "retry"
+    """It may run again elsewhere: what an attempt does is not seen before its end."""
+    FAIL = "fail"
+    """It may have had effects already, so it ends as failed and somebody decides."""
+
+
 @frozen(kw_only=True)
 class Declaration:
     """Body of `PUT agents/{agent}`."""
@@ -69,6 +78,7 @@ class Declaration:
     slots: int
     """How many tasks the agent works on at once."""
     egress: Egress = field(factory=Egress)
+    on_loss: OnLoss = OnLoss.RETRY
     protocol: int = PROTOCOL_VERSION
 
 

@@ -5,14 +5,16 @@ the reverse, and long-polls are answered first.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import aiohttp
 from aiohttp import web
 from attrs import frozen
 
 from common.clock import Clock
+from controller.core.checks import definitions
 from controller.core.definition import Terms
 from controller.core.model import Principal, Verb
 from controller.core.schedule import Limits
@@ -22,13 +24,13 @@ from controller.dialects.rap import routes as rap
 from controller.dialects.tasks import routes as tasks
 from controller.engine.context import BackendTerms, Context, Sources
 from controller.engine.facade import Engine
-from controller.loops import Scheduler, Services
+from controller.loops import Loop, Pruner, Scheduler, Services
 from controller.settings import BackendSettings, Settings
 from controller.sources.git import Git
 from controller.sources.images import ImageDigests
 from controller.sources.project_file import ProjectFiles
 from controller.sources.reusable import ReusableActions
-from controller.store import backends
+from controller.store import backends, tokens
 from controller.store.db import Database
 from controller.store.listen import Listener, Wakeups
 from controller.web import health, middleware
@@ -37,6 +39,9 @@ from controller.web.keys import CLOCK, ENGINE, TOKENS
 
 _DRAIN_SECONDS = 10.0
 """How long requests under way get to finish at shutdown; long-polls are answered at once."""
+
+_USES = frozenset({Verb.READ, Verb.RUN})
+_OPERATES = _USES | {Verb.MANAGE}
 
 
 @frozen(kw_only=True)
@@ -88,7 +93,7 @@ def make_app(settings: Settings, clock: Clock, engine: Engine) -> web.Applicatio
     """Every dialect over one engine."""
     app = web.Application(client_max_size=settings.max_body)
     app[ENGINE] = engine
-    app[TOKENS] = _tokens(settings)
+    app[TOKENS] = _tokens(settings, engine)
     app[CLOCK] = clock
     middleware.install(app)
     health.add_to(app, {"database": engine.check})
@@ -148,6 +153,7 @@ def _context(settings: Settings, clock: Clock, db: Database, wakeups: Wakeups, s
         sources=sources,
         backends={backend.slug: _terms(settings, backend) for backend in settings.backends},
         event_level_projects=frozenset(settings.event_level_projects),
+        retry=settings.retry,
         lease_seconds=settings.lease_seconds,
         poll_seconds=settings.poll_seconds,
         log_bytes=settings.log_bytes,
@@ -159,6 +165,11 @@ def _terms(settings: Settings, backend: BackendSettings) -> BackendTerms:
     return BackendTerms(
         limits=Limits(workers=backend.max_workers, db_workers=backend.max_db_workers),
         weights=backend.weights,
+        checks=definitions(
+            settings.docker_registry,
+            status=backend.slug in settings.checks.status,
+            expected_month=settings.checks.expected_month if backend.slug in settings.checks.data else None,
+        ),
         terms=Terms(
             docker_registry=settings.docker_registry,
             cpu_count=backend.job_cpu_count,
@@ -172,39 +183,41 @@ def _terms(settings: Settings, backend: BackendSettings) -> BackendTerms:
     )
 
 
-def _tokens(settings: Settings) -> Tokens:
-    """The environment's tokens: one may open several backends, in their configured order, with the same rights on all.
-
-    That a token which manages one of its backends manages each of them is checked where the settings are read.
-    """
-    opened: dict[str, list[str]] = {}
+def _tokens(settings: Settings, engine: Engine) -> Tokens:
+    """The environment's tokens: one may open several backends, in their configured order; the engine knows others."""
+    opened: dict[str, dict[str, frozenset[Verb]]] = {}
     for backend in settings.backends:
         for token in dict.fromkeys((*backend.client_tokens, *backend.operator_tokens)):
-            opened.setdefault(token, []).append(backend.slug)
-    operators = {token for backend in settings.backends for token in backend.operator_tokens}
+            verbs = _OPERATES if token in backend.operator_tokens else _USES
+            opened.setdefault(token, {})[backend.slug] = verbs
     return Tokens(
-        clients={token: _principal(slugs, manages=token in operators) for token, slugs in opened.items()},
+        clients={token: _principal(grants) for token, grants in opened.items()},
         agents={backend.slug: [backend.agent_token] if backend.agent_token else [] for backend in settings.backends},
+        recognise=engine.recognise,
     )
 
 
-def _principal(slugs: Sequence[str], *, manages: bool) -> Principal:
-    """Who holds a token that opens these backends."""
-    verbs = {Verb.READ, Verb.RUN}
-    return Principal(
-        name=f"{'operator' if manages else 'client'} of {', '.join(slugs)}",
-        backends=tuple(slugs),
-        verbs=frozenset(verbs | {Verb.MANAGE} if manages else verbs),
-    )
+def _principal(grants: Mapping[str, frozenset[Verb]]) -> Principal:
+    """Who holds a token with these grants."""
+    operated = [slug for slug, verbs in grants.items() if Verb.MANAGE in verbs]
+    used = [slug for slug in grants if slug not in operated]
+    parts = [f"{role} of {', '.join(slugs)}" for role, slugs in (("operator", operated), ("client", used)) if slugs]
+    return Principal(name=", ".join(parts), grants=grants)
 
 
 def _services(settings: Settings, clock: Clock, engine: Engine, wakeups: Wakeups) -> Services:
+    def heard(channel: str, payload: str) -> None:
+        if channel == tokens.TOKENS_CHANNEL:
+            engine.forget_tokens()
+        else:
+            wakeups.wake(channel, payload)
+
     listener = Listener(
         settings.database_url,
-        (backends.TASKS_CHANNEL, backends.SCHEDULE_CHANNEL),
+        (backends.TASKS_CHANNEL, backends.SCHEDULE_CHANNEL, tokens.TOKENS_CHANNEL),
         clock,
-        heard=wakeups.wake,
-        reconnected=wakeups.wake_all,
+        heard=heard,
+        reconnected=engine.forget_tokens,  # it wakes everybody, too
     )
     return Services(
         listener,
@@ -218,5 +231,14 @@ def _services(settings: Settings, clock: Clock, engine: Engine, wakeups: Wakeups
                 lease_seconds=settings.lease_seconds,
             )
             for backend in settings.backends
-        ],
+        ]
+        + _pruners(settings, clock, engine),
     )
+
+
+def _pruners(settings: Settings, clock: Clock, engine: Engine) -> list[Loop]:
+    """One, if the setting wants anything to be forgotten."""
+    if not settings.retention_days:
+        return []
+    older_than = timedelta(days=settings.retention_days)
+    return [Pruner(engine, [backend.slug for backend in settings.backends], clock=clock, older_than=older_than)]

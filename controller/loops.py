@@ -6,9 +6,9 @@ A scheduler sleeps until it is woken; the slow timer is only the safety net for 
 import asyncio
 import math
 import random
-from collections.abc import Awaitable
-from datetime import datetime
-from typing import TypeVar
+from collections.abc import Awaitable, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -24,6 +24,10 @@ log = structlog.get_logger(__name__)
 
 _FAILED_SECONDS = 1.0
 """Pause after a pass that could not be made, because the database is away or we have a bug."""
+
+_FIRST_PRUNING = 3600.0
+"""Seconds within which a controller prunes for the first time; at random, so that several do not begin together."""
+_DAY = 86_400.0
 
 
 class Scheduler:
@@ -99,11 +103,48 @@ class Scheduler:
             pass
 
 
+class Pruner:
+    """Forgets what finished longer ago than the setting allows, once a day.
+
+    Every controller on a database does so: what one has removed, the next does not find.
+    """
+
+    def __init__(self, engine: Engine, backends: Sequence[str], *, clock: Clock, older_than: timedelta) -> None:
+        self._engine = engine
+        self._backends = backends
+        self._clock = clock
+        self._older_than = older_than
+
+    async def run(self) -> None:
+        """Prune until cancelled; the first time within an hour. What fails is logged and tried the next day."""
+        await self._clock.sleep(_FIRST_PRUNING * random.random())  # noqa: S311  no secret
+        while True:
+            for backend in self._backends:
+                await self._prune(backend)
+            await self._clock.sleep(_DAY * random.uniform(0.9, 1.1))  # noqa: S311  no secret
+
+    async def _prune(self, backend: str) -> None:
+        try:
+            await self._engine.prune_by_setting(backend, self._older_than)
+        except Unavailable as error:
+            log.warning("prune_unavailable", backend=backend, error=str(error))
+        except Exception:
+            log.exception("prune_failed", backend=backend)
+
+
+class Loop(Protocol):
+    """What runs until it is cancelled."""
+
+    async def run(self) -> None:
+        """Never returns."""
+        ...
+
+
 class Services:
     """All loops of one controller process, started and stopped together."""
 
-    def __init__(self, listener: Listener, schedulers: list[Scheduler]) -> None:
-        self._runs = [listener.run, *(scheduler.run for scheduler in schedulers)]
+    def __init__(self, listener: Listener, loops: Sequence[Loop]) -> None:
+        self._runs = [listener.run, *(loop.run for loop in loops)]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

@@ -7,6 +7,7 @@ Names that OpenSAFELY's controller uses for the same thing keep their name and m
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,11 +17,17 @@ from attrs import field, frozen
 from common.environ import Environ
 from common.logs import FORMATS, LEVELS
 from controller.core.outputs import LEVEL4_FILE_TYPES
+from controller.core.retry import DEFAULT as DEFAULT_RETRY
+from controller.core.retry import RetryPolicy
 from controller.core.weights import InvalidWeights, Weights
 from controller.core.weights import parse as parse_weights
 
 _SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 _MEMORY: Final = re.compile(r"[0-9]+(\.[0-9]+)?\s*[kmgt]?(i?b)?", re.IGNORECASE)
+_DAY: Final = 24 * 3600.0
+_CHECKED: Final = "tpp"
+"""The backend whose database is checked where the settings do not say which (reference section 3.7)."""
+_MONTH: Final = re.compile(r"(19|20)[0-9]{2}(0[1-9]|1[0-2])")
 _UPSTREAM_TOKEN: Final = "token"  # noqa: S105  upstream's well-known default, refused below
 
 
@@ -47,6 +54,18 @@ class BackendSettings:
 
 
 @frozen(kw_only=True)
+class CheckSettings:
+    """Which databases are asked for their state now and then (reference section 3.7)."""
+
+    status: tuple[str, ...] = ()
+    """Backends that are asked whether their database is in maintenance."""
+    data: tuple[str, ...] = ()
+    """Backends that are asked whether the data in their database are recent."""
+    expected_month: str | None = None
+    """`YYYYMM`, the month whose hospital activity has to be in the data; set if `data` has any backend."""
+
+
+@frozen(kw_only=True)
 class Settings:
     """Everything that an operator can decide about a controller. Times are seconds, sizes bytes."""
 
@@ -54,6 +73,7 @@ class Settings:
     listen_port: int
     database_url: str = field(repr=False)
     backends: tuple[BackendSettings, ...]
+    checks: CheckSettings
     workdir: Path
     version: str
     allowed_orgs: tuple[str, ...]
@@ -72,6 +92,10 @@ class Settings:
     """The longest wait granted to a long-poll."""
     safety_seconds: float
     """Period of the timer that makes up for lost notifications."""
+    retention_days: float
+    """After how long what finished is forgotten; 0: never."""
+    retry: RetryPolicy
+    """What jobs get when the platform fails them."""
     pool_size: int
     level4_max_filesize: int
     level4_max_csv_rows: int
@@ -118,11 +142,13 @@ def database_url(values: Mapping[str, str]) -> str:
 def read(environ: Environ) -> Settings:
     """Ask `environ` for every setting; faults stay in it until its `finish`."""
     host, port = environ.converted("RAP_LISTEN", ("0.0.0.0", 8000), _listen)  # noqa: S104  meant for a proxy's use
+    backends = _backends(environ)
     return Settings(
         listen_host=host,
         listen_port=port,
         database_url=_database_url(environ),
-        backends=_backends(environ),
+        backends=backends,
+        checks=_checks(environ, [backend.slug for backend in backends]),
         workdir=environ.folder("WORKDIR", Path("workdir")),
         version=environ.text("VERSION", "unknown"),
         allowed_orgs=environ.words("ALLOWED_GITHUB_ORGS", ("opensafely", "opensafely-actions")),
@@ -136,6 +162,8 @@ def read(environ: Environ) -> Settings:
         lease_seconds=environ.number("RAP_LEASE_SECONDS", 60, least=1),
         poll_seconds=environ.number("RAP_POLL_SECONDS", 20, most=300),
         safety_seconds=environ.number("RAP_SAFETY_SECONDS", 10, least=0.1),
+        retention_days=environ.converted("RAP_RETENTION_DAYS", 0.0, _retention),
+        retry=_retry(environ),
         pool_size=environ.integer("RAP_POOL_SIZE", 10, least=2, most=1000),
         level4_max_filesize=environ.integer("LEVEL4_MAX_FILESIZE", 16 * 1024**2),
         level4_max_csv_rows=environ.integer("LEVEL4_MAX_CSV_ROWS", 5000),
@@ -160,6 +188,18 @@ def read_weights(file: Path) -> Weights:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     except InvalidWeights as error:
         raise ValueError(f"has mistakes: {error}") from error
+
+
+def _retry(environ: Environ) -> RetryPolicy:
+    first = environ.number("RAP_RETRY_FIRST_SECONDS", DEFAULT_RETRY.first.total_seconds(), most=_DAY)
+    longest = environ.number("RAP_RETRY_LONGEST_SECONDS", DEFAULT_RETRY.longest.total_seconds(), most=_DAY)
+    if longest < first:
+        environ.fault("RAP_RETRY_LONGEST_SECONDS", "is less than RAP_RETRY_FIRST_SECONDS")
+    return RetryPolicy(
+        limit=environ.integer("RAP_RETRY_LIMIT", DEFAULT_RETRY.limit, least=1, most=1_000_000),
+        first=timedelta(seconds=first),
+        longest=timedelta(seconds=longest),
+    )
 
 
 def _database_url(environ: Environ) -> str:
@@ -208,23 +248,42 @@ def _backends(environ: Environ) -> tuple[BackendSettings, ...]:
                 weights=environ.converted(f"{prefix}_JOB_WEIGHTS", Weights(), lambda raw: read_weights(Path(raw))),
             )
         )
-    _check_operators(environ, backends)
     return tuple(backends)
+
+
+def _checks(environ: Environ, slugs: Sequence[str]) -> CheckSettings:
+    """Without a month there is nothing to compare the data with, so that nothing is asked unless by explicit wish."""
+    status_name, data_name = "MAINTENANCE_ENABLED_BACKENDS", "DATA_CHECK_ENABLED_BACKENDS"
+    month_name = "DATA_CHECK_HES_EXPECTED_ACTIVITY_MONTH"
+    month: str | None = environ.converted(month_name, None, _month)
+    data = _checked(environ, data_name, slugs)
+    if data and environ.given(data_name) and not environ.given(month_name):
+        environ.fault(month_name, f"must be set to the expected month, YYYYMM, since {data_name} is set")
+    return CheckSettings(
+        status=_checked(environ, status_name, slugs),
+        data=data if month else (),
+        expected_month=month if data else None,
+    )
+
+
+def _checked(environ: Environ, name: str, slugs: Sequence[str]) -> tuple[str, ...]:
+    named = environ.clearable(name)
+    if named is None:
+        return tuple(slug for slug in slugs if slug == _CHECKED)
+    if unknown := [slug for slug in named if slug not in slugs]:
+        environ.fault(name, f"has {unknown[0]!r}, which is not among BACKENDS")
+    return tuple(slug for slug in named if slug in slugs)
+
+
+def _month(raw: str) -> str:
+    if not _MONTH.fullmatch(raw.strip()):
+        raise ValueError("is not a month written YYYYMM, such as 202304")
+    return raw.strip()
 
 
 def _prefix(slug: str) -> str:
     """What the names of a backend's variables begin with."""
     return slug.upper().replace("-", "_")
-
-
-def _check_operators(environ: Environ, backends: Sequence[BackendSettings]) -> None:
-    """A token has the same rights on all its backends, so an operator's must not be a mere client's elsewhere."""
-    operators = {token for backend in backends for token in backend.operator_tokens}
-    for backend in backends:
-        if operators & set(backend.client_tokens) - set(backend.operator_tokens):
-            prefix = _prefix(backend.slug)
-            remedy = f"add it to {prefix}_OPERATOR_TOKENS, or use two tokens"
-            environ.fault(f"{prefix}_CLIENT_TOKENS", f"has a token that manages another backend: {remedy}")
 
 
 def _token_list(environ: Environ, name: str) -> tuple[str, ...]:
@@ -256,6 +315,16 @@ def _listen(raw: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError("is not host:port")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _retention(raw: str) -> float:
+    try:
+        days = float(raw)
+    except ValueError:
+        days = -1.0
+    if days != 0 and not 1 <= days <= 36_500:
+        raise ValueError("is neither 0 nor a number of days from 1 to 36500")
+    return days
 
 
 def _memory(raw: str) -> str:

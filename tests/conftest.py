@@ -14,7 +14,7 @@ from tests import postgres
 _WATCHED = frozenset({"agent", "engine", "store", "dialects"})
 """Folders whose tests fail when something blocks the event loop."""
 
-_SLOW = ("e2e", "sources", "test_plans.py", "test_schema.py", "test_races.py", "test_example_study.py")
+_SLOW = ("e2e", "sources", "test_chaos.py", "test_plans.py", "test_schema.py", "test_races.py", "test_example_study.py")
 """Folders and files that `make test-fast` leaves out, beside what is marked: whole controllers, git, seeded tables."""
 
 

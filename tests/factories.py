@@ -79,7 +79,12 @@ def active(name: str, **changes: Any) -> ActiveJob:
 
 def principal(*backends: str, verbs: frozenset[Verb] = frozenset({Verb.READ, Verb.RUN})) -> Principal:
     """A portal with a token for `backends` (default: `test`)."""
-    return Principal(name="portal", backends=backends or ("test",), verbs=verbs)
+    return Principal(name="portal", grants=dict.fromkeys(backends or ("test",), verbs))
+
+
+def operator(*backends: str) -> Principal:
+    """Somebody who manages `backends` (default: `test`)."""
+    return principal(*backends, verbs=frozenset(Verb))
 
 
 def rap_request(**changes: Any) -> RapRequest:

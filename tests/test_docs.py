@@ -124,6 +124,8 @@ def test_commands_exist_with_their_options(page: str, line: str) -> None:
     context = click.Context(rap)
     assert words[1] in rap.list_commands(context), f"{page}: {line}"
     command = rap.get_command(context, words[1])
+    if isinstance(command, click.Group):
+        command = command.get_command(context, words[2] if len(words) > 2 else "") or command
     assert command is not None
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.strip("[]").partition("=")[0] for word in words if word.lstrip("[").startswith("--")} <= known

@@ -80,6 +80,13 @@ class RunLost(JobError):
     public = "The job's process was lost: the backend's machine restarted, or its sandbox failed."
 
 
+class Superseded(JobError):
+    """A newer attempt of the job has begun on this backend's storage: this one has nothing to say there any more."""
+
+    fatal = False
+    public = "A newer attempt of this job has begun."
+
+
 class MachineTrouble(JobError):
     """The agent's machine or the agent itself failed, for a reason that is not the job's."""
 

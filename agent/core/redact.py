@@ -117,6 +117,13 @@ def _list_outputs(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"outputs": listed}
 
 
+def redact_text(text: str, secrets: Sequence[str]) -> str:
+    """A message without the values that must never leave, whatever the policy."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
+    return str(_text(text))
+
+
 def _text(value: Any) -> Any:
     """A string that JSON and a database can hold: file names and messages may be long, and no valid UTF-8."""
     if not isinstance(value, str):

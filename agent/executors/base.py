@@ -14,6 +14,8 @@ from typing import Protocol
 
 from attrs import field, frozen
 
+from common.protocol import OnLoss
+
 
 class ExecutorError(Exception):
     """The executor cannot do what it was asked; the text is for the researcher or operator who reads it.
@@ -62,6 +64,9 @@ class Run:
     limits: Limits
     network: bool = False
     """Whether the job may reach the database network."""
+    errors: Path | None = None
+    """A file that takes the standard error, which then is no part of the log; None: the log has both in their order.
+    An executor that cannot tell them apart leaves it alone."""
 
 
 class Phase(enum.StrEnum):
@@ -110,6 +115,8 @@ class Executor(Protocol):
     """What every executor does."""
 
     name: str
+    on_loss: OnLoss
+    """Whether a job may run elsewhere once the agent that ran it here is lost."""
 
     async def check(self) -> None:
         """Whether this executor works on this machine.

@@ -20,6 +20,7 @@ from attrs import evolve, field, frozen
 
 from agent.executors.base import ExecutorError, Exit, Phase, Run, Status
 from common.convert import dumps, loads
+from common.protocol import OnLoss
 
 METRICS: Mapping[str, float] = {"cpu_mean": 0.0, "cpu_peak": 0.0, "mem_mb_mean": 0.0, "mem_mb_peak": 0.0}
 _EXIT = re.compile(r"exit:(\d{1,3})")
@@ -84,6 +85,7 @@ class FakeExecutor:
     """
 
     name = "fake"
+    on_loss = OnLoss.RETRY
 
     def __init__(self, *, durable: bool = True) -> None:
         self._durable = durable

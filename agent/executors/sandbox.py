@@ -34,6 +34,7 @@ from agent.executors.bubblewrap import Bubblewrap
 from agent.executors.notes import Notes, home_of
 from agent.executors.supervisor import ARGS_FD
 from agent.images import ImageTable
+from common.protocol import OnLoss
 
 ALLOW_SETTING = "RAP_ALLOW_UNISOLATED"
 BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); import supervisor; supervisor.launch()"
@@ -59,6 +60,7 @@ class SandboxExecutor:
     """
 
     name = "sandbox"
+    on_loss = OnLoss.RETRY
 
     def __init__(
         self,
@@ -177,6 +179,7 @@ class SandboxExecutor:
             "memory_bytes": run.limits.memory_bytes,
             "processes": PROCESSES,
             "log_bytes": self._log_bytes,
+            "errors": None if run.errors is None else str(run.errors.absolute()),
             "sample_seconds": self._sample_seconds,
             "cpus": cpus,
             "nice": NICENESS,

@@ -106,15 +106,19 @@ class Supervised:
         if spec["isolated"]:
             self.status_fd = os.memfd_create("status")
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        errors = log
+        if spec["errors"] is not None:
+            errors = os.open(spec["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         gate, opener = os.pipe()
         self.job = os.fork()
         if self.job == 0:
             os.close(opener)
             os.close(lock)
             os.close(ready)
-            _become_job(spec, gate, log, self.status_fd)
+            _become_job(spec, gate, (log, errors), self.status_fd)
         os.close(gate)
-        os.close(log)
+        for output in {log, errors}:
+            os.close(output)
         self.started_at_ns = time.time_ns()
         me = os.getpid()
         replace("started", encode({
@@ -159,9 +163,10 @@ class Supervised:
         resident = self.meter.sample(tree)
         try:
             replace("metrics.json", encode(self.meter.metrics()))
-            if os.stat("log").st_size > self.spec["log_bytes"]:
-                os.truncate("log", self.spec["log_bytes"])
-                self.flags["log_truncated"] = True
+            for output in ("log", self.spec["errors"]):
+                if output is not None and os.stat(output).st_size > self.spec["log_bytes"]:
+                    os.truncate(output, self.spec["log_bytes"])
+                    self.flags["log_truncated"] = True
         except OSError:
             pass  # a full disk costs a sample, never the job
         memory = self.spec["memory_bytes"]
@@ -298,7 +303,7 @@ class Meter:
         }
 
 
-def _become_job(spec: "dict[str, Any]", gate: int, log: int, status: int) -> "NoReturn":
+def _become_job(spec: "dict[str, Any]", gate: int, outputs: "tuple[int, int]", status: int) -> "NoReturn":
     """In the forked child: limits, descriptors, the gate, then the job's own program."""
     try:
         os.setsid()
@@ -307,7 +312,7 @@ def _become_job(spec: "dict[str, Any]", gate: int, log: int, status: int) -> "No
         if spec["cpus"]:
             os.sched_setaffinity(0, spec["cpus"])
         os.nice(spec["nice"])
-        _place_descriptors(spec, log, status)
+        _place_descriptors(spec, outputs, status)
         if os.read(gate, 1) != b"!":
             os._exit(ENGINE_FAILED)
         for number in _signal.valid_signals():
@@ -318,21 +323,21 @@ def _become_job(spec: "dict[str, Any]", gate: int, log: int, status: int) -> "No
         os.chdir(spec["directory"])
         os.execve(spec["argv"][0], spec["argv"], spec["env"])  # noqa: S606  # a shell is what we do not want
     except OSError as error:
-        os.write(log, f"could not start {spec['argv'][0]}: {error.strerror}\n".encode())
+        os.write(outputs[0], f"could not start {spec['argv'][0]}: {error.strerror}\n".encode())
     os._exit(127)
 
 
-def _place_descriptors(spec: "dict[str, Any]", log: int, status: int) -> None:
-    """0: nothing; 1 and 2: the log; bubblewrap's two. All others close themselves."""
+def _place_descriptors(spec: "dict[str, Any]", outputs: "tuple[int, int]", status: int) -> None:
+    """0: nothing; 1 and 2: the log, or the log and the errors; bubblewrap's two. All others close themselves."""
     if spec["isolated"]:
         args = os.memfd_create("args")
         write(args, spec["bubblewrap_args"])
         os.lseek(args, 0, os.SEEK_SET)
         # First out of the way: either may sit where the other has to go.
         args, status = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (args, status))
-    log_copy = fcntl.fcntl(log, fcntl.F_DUPFD_CLOEXEC, 64)
-    os.dup2(log_copy, 1)
-    os.dup2(log_copy, 2)
+    copies = [fcntl.fcntl(output, fcntl.F_DUPFD_CLOEXEC, 64) for output in outputs]
+    for number, output in enumerate(copies, start=1):
+        os.dup2(output, number)
     if spec["isolated"]:
         os.dup2(args, ARGS_FD)
         os.dup2(status, STATUS_FD)

@@ -22,7 +22,7 @@ from agent.core import messages
 from agent.core.definition import JobDefinition
 from agent.core.errors import JobError
 from agent.executors.base import Executor, Exit, Run
-from agent.outputs import collect, joblog, level4, manifest, metadata
+from agent.outputs import attempts, collect, joblog, level4, manifest, metadata
 from agent.outputs.metadata import Ending, Kept
 from agent.outputs.workspaces import Copied, Places, Stopped, copy, remove_file, replacing
 from agent.waits import in_thread
@@ -50,14 +50,17 @@ async def finalize(
 ) -> dict[str, Any]:
     """Store everything that the run produced and return its `metadata.json`.
 
-    :raises JobError: an output leads outside the volume, or clashes with a folder of the workspace.
+    :raises JobError: an output leads outside the volume, clashes with a folder of the workspace, or a newer attempt
+        has begun.
     """
+    folder = places.log_dir(definition.id, definition.created_at)
 
     def collect_outputs(stop: threading.Event) -> tuple[collect.Findings, list[_Stored]]:
         findings = collect.find(run.volume, definition.output_spec, stop)
         workspace = places.high_workspace(definition.workspace)
-        copied = collect.persist(run.volume, workspace, findings.outputs, stop)
-        return findings, _release(places, definition, findings.outputs, copied, stop)
+        with attempts.newest(folder, run.task_id):
+            copied = collect.persist(run.volume, workspace, findings.outputs, stop)
+            return findings, _release(places, definition, findings.outputs, copied, stop)
 
     findings, stored = await in_thread(collect_outputs)
     ending = Ending(
@@ -77,6 +80,10 @@ async def finalize(
     actions = await _study_actions(checkouts, definition)
 
     def publish(stop: threading.Event) -> None:
+        with attempts.newest(folder, run.task_id):
+            write(stop)
+
+    def write(stop: threading.Event) -> None:
         name = f"metadata/{definition.action}.log"
         copy(log, places.high_workspace(definition.workspace) / name, stop)
         medium = places.medium_workspace(definition.workspace)
@@ -98,10 +105,18 @@ async def record_ending(
     exit: Exit | None,
     now_ns: int,
 ) -> dict[str, Any]:
-    """Record a cancelled or errored attempt: log and metadata in the log folder, nothing in the workspace."""
+    """Record a cancelled or errored attempt: log and metadata in the log folder, nothing in the workspace.
+
+    :raises JobError: a newer attempt has begun, whose folder it is now.
+    """
     recorded = metadata.compose(definition, run.task_id, ending, exit, now_ns)
     log = await write_log(places, executor, definition, run, recorded)
-    await asyncio.to_thread(metadata.write, log.parent, recorded)
+
+    def write() -> None:
+        with attempts.newest(log.parent, run.task_id):
+            metadata.write(log.parent, recorded)
+
+    await asyncio.to_thread(write)
     return recorded
 
 
@@ -112,19 +127,27 @@ async def write_log(
     path = places.log_dir(definition.id, definition.created_at) / "logs.txt"
     summary = joblog.summarise(recorded).encode(errors="backslashreplace")
     offset, last = 0, b"\n"
-    part = path.with_name("logs.txt.part")
+    part = path.with_name(f"logs.txt.{run.task_id}.part")
     await asyncio.to_thread(_start_file, part)
     while chunk := await executor.logs(run, offset, _LOG_CHUNK):
         await asyncio.to_thread(_append, part, chunk)
         offset, last = offset + len(chunk), chunk[-1:]
     await asyncio.to_thread(_append, part, summary if last == b"\n" else b"\n" + summary)
-    await asyncio.to_thread(part.replace, path)
+    await asyncio.to_thread(_finish_file, part, path, run.task_id)
     return path
 
 
 def _start_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
+
+
+def _finish_file(part: Path, path: Path, task_id: str) -> None:
+    try:
+        with attempts.newest(path.parent, task_id):
+            part.replace(path)
+    finally:
+        remove_file(part)
 
 
 def _append(path: Path, body: bytes) -> None:

@@ -9,25 +9,27 @@ from uuid import uuid4
 from agent.checkout import Checkouts
 from agent.core.definition import JobDefinition, check_relative
 from agent.core.errors import ArchivedWorkspace, MissingInput
-from agent.outputs import metadata
+from agent.executors.base import Run
+from agent.outputs import attempts, metadata
 from agent.outputs.workspaces import TIMESTAMP, Places, copy, enter_without_links, remove_tree, replacing
 from agent.waits import in_thread
 
 
-async def prepare(places: Places, checkouts: Checkouts, definition: JobDefinition, notes: Path) -> None:
+async def prepare(places: Places, checkouts: Checkouts, definition: JobDefinition, run: Run, notes: Path) -> None:
     """Make the volume anew, whatever is there, and note in `notes` that it is complete.
 
-    :raises JobError: an archived workspace, a missing input, an unusable repository.
+    :raises JobError: an archived workspace, a missing input, an unusable repository, a newer attempt.
     """
-    volume = places.volume(definition.id)
+    volume = run.volume
 
     def empty(stop: threading.Event) -> None:
         del stop
         archive = places.archived(definition.workspace)
         if archive is not None:
             raise ArchivedWorkspace(f"Workspace {definition.workspace} has been archived ({archive.name})")
-        remove_tree(volume)
-        volume.mkdir(parents=True)
+        with attempts.newest(places.log_dir(definition.id, definition.created_at), run.task_id):
+            remove_tree(volume)
+            volume.mkdir(parents=True)
 
     await in_thread(empty)
     await checkouts.check_out(definition.repo_url, definition.commit, volume)

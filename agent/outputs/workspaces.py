@@ -41,9 +41,9 @@ class Places:
     archive: Path
     work: Path
 
-    def volume(self, job_id: str) -> Path:
-        """The job's own copy of its files."""
-        return self.high / "volumes" / check_id(job_id, "id")
+    def volume(self, task_id: str) -> Path:
+        """The attempt's own copy of its files: an older attempt may still run, at another agent of the backend."""
+        return self.high / "volumes" / check_id(task_id, "task id")
 
     def high_workspace(self, workspace: str) -> Path:
         """Every output of the workspace."""

@@ -24,12 +24,13 @@ def backends(**options: Any) -> None:
         connection.console().print("The token opens no backend.")
         return
     now = datetime.now(UTC)
-    table = report.table("Backend", "Last seen", "Mode", "Agents")
+    table = report.table("Backend", "Last seen", "Mode", "Database checks", "Agents")
     for each in document["backends"]:
         table.add_row(
             Text(report.safe(each["slug"])),
             Text(_ago(each["last_seen"], now)),
             Text(_mode(each)),
+            Text("\n".join(_check(check, now) for check in each.get("checks", ())) or "none"),
             Text("\n".join(_agent(agent, now) for agent in each["agents"]) or "none"),
         )
     connection.console().print(table)
@@ -52,6 +53,21 @@ def _mode(backend: dict[str, Any]) -> str:
     if backend["db_maintenance"]:
         modes.append(f"database maintenance ({report.safe(str(backend['db_maintenance_type']))})")
     return ", ".join(modes) or "normal"
+
+
+_ANSWERS = {
+    ("dbstatus", None): "status unknown",
+    ("dbdatacheck", None): "data unknown",
+    ("dbdatacheck", "OK"): "data recent",
+    ("dbdatacheck", "FAILED"): "data too old",
+}
+
+
+def _check(check: dict[str, Any], now: datetime) -> str:
+    """A check that could not be carried out leaves its question open."""
+    kind, answer = check["kind"], check["answer"]
+    maintained = "in maintenance" if str(answer).startswith("db-maintenance") else "not in maintenance"
+    return report.safe(f"{_ANSWERS.get((kind, answer), maintained)}, {_ago(check['finished_at'], now)}")
 
 
 def _agent(agent: dict[str, Any], now: datetime) -> str:

@@ -6,12 +6,11 @@ from typing import Any, Final
 
 import click
 
-from cli import connection, report
+from cli import confirmation, connection, report
 from cli.connection import Connection
-from cli.errors import Problem
 
 _NOT_YET: Final = 1
-"""Exit code of `--status` while a reboot would cut something short, and of a "no" to the question."""
+"""Exit code of `--status` while a reboot would cut something short."""
 
 
 @click.command()
@@ -24,27 +23,17 @@ def prepare_for_reboot(backend: str, status: bool, yes: bool, **options: Any) ->
 
     The jobs' processes are stopped, and the jobs start anew after `rap unpause`. Asks first.
     """
-    if not (status or yes or _has_person()):
-        raise Problem("stopping every running job needs a yes: there is no terminal to ask at, so give -y")
+    confirmation.need_person(status or yes, danger="stopping every running job")
     connected = connection.connect(**options)
     if status:
         found = connection.run(_status(connected, backend))
         _print_status(connected, found)
         sys.exit(0 if found["safe"] else _NOT_YET)
-    if not yes and not _confirm(connection.run(_status(connected, backend))):
-        click.echo("rap: nothing was changed", err=True)
-        sys.exit(_NOT_YET)
+    if not yes:
+        found = connection.run(_status(connected, backend))
+        running = _count(found["running"], "running job")
+        confirmation.ask(f"Pause backend {report.safe(found['backend'])} and stop its {running}?")
     _print_done(connected, connection.run(_prepare(connected, backend)))
-
-
-def _has_person() -> bool:
-    return sys.stdin.isatty()
-
-
-def _confirm(found: Mapping[str, Any]) -> bool:
-    """Ask on stderr, so that stdout stays the command's result."""
-    question = f"Pause backend {report.safe(found['backend'])} and stop its {_count(found['running'], 'running job')}?"
-    return click.confirm(question, err=True)
 
 
 async def _status(connected: Connection, backend: str) -> dict[str, Any]:
@@ -79,6 +68,9 @@ def _print_status(connected: Connection, found: Mapping[str, Any]) -> None:
     counts = f"{_count(found['running'], 'job')} running, {_count(found['cancelling'], 'job')} being stopped"
     verdict = "safe to reboot" if found["safe"] else "NOT safe to reboot yet"
     connection.console().print(f"Backend {slug} is {paused}, {counts}: {verdict}", soft_wrap=True)
+    if found.get("unconfirmed"):
+        names = ", ".join(report.safe(name) for name in found["unconfirmed"])
+        connection.console().print(f"Waiting for agents to confirm: {names}", soft_wrap=True)
 
 
 def _count(number: int, noun: str) -> str:

@@ -103,7 +103,7 @@ MESSAGE: Final[dict[StatusCode, str]] = {
         "Internal error: this usually means a platform issue rather than a problem for users to fix.\n"
         "The team is automatically notified of these errors and will be investigating."
     ),
-    StatusCode.KILLED_BY_ADMIN: "Killed by admin",
+    StatusCode.KILLED_BY_ADMIN: "Killed by an administrator",
     StatusCode.STALE_CODELISTS: "Codelists are out of date",
     StatusCode.JOB_ERROR: "This job returned a fatal error.",
 }

@@ -81,12 +81,34 @@ class Faulted:
 
 @frozen(kw_only=True)
 class Cancelled:
-    """A user (or, with KILLED_BY_ADMIN, an operator) no longer wants the job."""
-
-    code: StatusCode = StatusCode.CANCELLED_BY_USER
+    """A user no longer wants the job."""
 
 
-Event = Waiting | Started | Progressed | Succeeded | Failed | DependencyFailed | Reset | Faulted | Cancelled
+@frozen(kw_only=True)
+class Killed:
+    """An operator has ended the job. Unlike a cancelled one it stays in its workspace's memory, as a failed job."""
+
+
+@frozen(kw_only=True)
+class Retried:
+    """An operator wants another attempt now: what the platform did to the job so far counts no longer."""
+
+
+Event = (
+    Waiting
+    | Started
+    | Progressed
+    | Succeeded
+    | Failed
+    | DependencyFailed
+    | Reset
+    | Faulted
+    | Cancelled
+    | Killed
+    | Retried
+)
+
+RETRIED_MESSAGE: Final = "An administrator asked for another attempt"
 
 
 @frozen(kw_only=True)
@@ -101,11 +123,15 @@ class Transition:
     def recorded(self) -> bool:
         """Whether there is something to write into the job's history."""
         before, after = self.before, self.after
+        if isinstance(self.event, Retried):
+            return True
         return (before.code, before.attempt, before.cancelled) != (after.code, after.attempt, after.cancelled)
 
     @property
     def told(self) -> str:
         """The message for the history: as the user reads it, and for another attempt also its cause."""
+        if isinstance(self.event, Retried):
+            return RETRIED_MESSAGE
         if isinstance(self.event, Faulted) and self.event.cause:
             return f"{self.after.message} {self.event.cause}"
         return self.after.message
@@ -208,7 +234,8 @@ def _fault(progress: Progress, event: Faulted, now: datetime) -> Progress:
 
 
 def _cancel(progress: Progress, event: Cancelled, now: datetime) -> Progress:
-    return attrs.evolve(_finish(progress, event.code, "", now), cancelled=True)
+    del event
+    return attrs.evolve(_finish(progress, StatusCode.CANCELLED_BY_USER, "", now), cancelled=True)
 
 
 def _cancel_late(progress: Progress, event: Cancelled, now: datetime) -> Progress:
@@ -218,18 +245,36 @@ def _cancel_late(progress: Progress, event: Cancelled, now: datetime) -> Progres
     return attrs.evolve(progress, cancelled=True, completed_at=when, updated_at=when)
 
 
+def _kill(progress: Progress, event: Killed, now: datetime) -> Progress:
+    del event
+    return _finish(progress, StatusCode.KILLED_BY_ADMIN, "", now)
+
+
+def _retry(progress: Progress, event: Retried, now: datetime) -> Progress:
+    """A running job goes back to the queue; one that waits keeps saying why, but rests no longer."""
+    del event
+    if progress.state is RUNNING:
+        progress = _reset(progress, Reset(code=StatusCode.WAITING_ON_NEW_TASK, message=RETRIED_MESSAGE), now)
+    when = max(now, progress.updated_at, progress.code_changed_at)
+    return attrs.evolve(progress, faults=0, not_before=None, updated_at=when)
+
+
 TRANSITIONS: Final[dict[tuple[JobState, type], tuple[Callable[..., Progress], frozenset[JobState]]]] = {
     (PENDING, Waiting): (_wait, frozenset({PENDING})),
     (PENDING, Started): (_start, frozenset({RUNNING})),
     (PENDING, DependencyFailed): (_fail_dependency, frozenset({FAILED})),
     (PENDING, Failed): (_fail, frozenset({FAILED})),
     (PENDING, Cancelled): (_cancel, frozenset({FAILED})),
+    (PENDING, Killed): (_kill, frozenset({FAILED})),
+    (PENDING, Retried): (_retry, frozenset({PENDING})),
     (RUNNING, Progressed): (_progress, frozenset({RUNNING})),
     (RUNNING, Succeeded): (_succeed, frozenset({SUCCEEDED})),
     (RUNNING, Failed): (_fail, frozenset({FAILED})),
     (RUNNING, Reset): (_reset, frozenset({PENDING})),
     (RUNNING, Faulted): (_fault, frozenset({PENDING})),
     (RUNNING, Cancelled): (_cancel, frozenset({FAILED})),
+    (RUNNING, Killed): (_kill, frozenset({FAILED})),
+    (RUNNING, Retried): (_retry, frozenset({PENDING})),
     (SUCCEEDED, Cancelled): (_cancel_late, frozenset({SUCCEEDED})),
     (FAILED, Cancelled): (_cancel_late, frozenset({FAILED})),
 }
@@ -240,7 +285,6 @@ CODES_ALLOWED: Final[dict[type, frozenset[StatusCode]]] = {
     Progressed: STAGES,
     Failed: frozenset(c for c in StatusCode if c.state is FAILED),
     Reset: RESETS,
-    Cancelled: frozenset({StatusCode.CANCELLED_BY_USER, StatusCode.KILLED_BY_ADMIN}),
 }
 """The codes that an event with a free `code` may carry; anything else is a bug of the caller."""
 

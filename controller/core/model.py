@@ -180,12 +180,21 @@ class Verb(enum.StrEnum):
 
 @frozen(kw_only=True)
 class Principal:
-    """Who is asking: the backends that its token opens, in the configured order, and what it may do there."""
+    """Who is asking, and what it may do on which backend."""
 
     name: str
-    backends: tuple[str, ...]
-    verbs: frozenset[Verb]
+    grants: Mapping[str, frozenset[Verb]]
+    """Backend -> what the token allows there, in the configured order of backends."""
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends that the token opens."""
+        return tuple(self.grants)
 
     def may(self, verb: Verb, backend: str) -> bool:
         """Whether the principal holds `verb` on `backend`."""
-        return verb in self.verbs and backend in self.backends
+        return verb in self.grants.get(backend, ())
+
+    def backends_for(self, verb: Verb) -> tuple[str, ...]:
+        """The backends on which the principal holds `verb`."""
+        return tuple(backend for backend in self.grants if self.may(verb, backend))

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from controller.core import retry
+from common.protocol import OnLoss
 from controller.core.codes import MESSAGE, STAGES, StatusCode
 from controller.core.machine import Event, Failed, Faulted, Progressed, Succeeded
 from controller.core.model import Job
+from controller.core.retry import DEFAULT, RetryPolicy
 
 DB_EXIT_MESSAGES: Final[dict[int, str]] = {
     2: "The arguments of the command are not valid. See job log for details",
@@ -44,17 +45,19 @@ def progress(stage: str, timestamp_ns: int | None) -> Event | None:
     return Progressed(code=StatusCode(stage), at=agent_time(timestamp_ns))
 
 
-def conclusion(job: Job, results: Mapping[str, Any], timestamp_ns: int | None, *, jitter: float = 0.0) -> Event:
+def conclusion(
+    job: Job, results: Mapping[str, Any], timestamp_ns: int | None, *, retry: RetryPolicy = DEFAULT, jitter: float = 0.0
+) -> Event:
     """The event of a final RUNJOB report.
 
-    :param jitter: see `retry.delay`.
+    :param jitter: see `RetryPolicy.delay`.
     :raises SenselessReport: the results lack what a decision needs.
     """
     if "error" not in results:
         raise SenselessReport("results lack the key 'error'")
     at = agent_time(timestamp_ns)
     if results["error"]:
-        return _error(job, results["error"], at, jitter)
+        return _error(job, results["error"], at, retry, jitter)
     if "exit_code" not in results:
         raise SenselessReport("results lack the key 'exit_code'")
     exit_code = _number(results["exit_code"])
@@ -77,22 +80,30 @@ def agent_time(timestamp_ns: int | None) -> datetime | None:
         return None
 
 
-def after_fault(job: Job, cause: str, at: datetime | None, *, jitter: float) -> Event:
+def after_fault(job: Job, cause: str, at: datetime | None, *, retry: RetryPolicy, jitter: float) -> Event:
     """Another attempt after an error of the platform, or the end with a cause that the researcher can read."""
     faults = job.progress.faults + 1
-    if faults >= retry.MAX_FAULTS:
-        text = f"{MESSAGE[StatusCode.JOB_ERROR]} It was tried {faults} times."
+    if faults >= retry.limit:
+        text = f"{MESSAGE[StatusCode.JOB_ERROR]} It was tried {faults} {'time' if faults == 1 else 'times'}."
         return Failed(code=StatusCode.JOB_ERROR, message=_because(text, cause), at=at)
     return Faulted(rest=retry.delay(faults, jitter), cause=cause)
 
 
-def _error(job: Job, error: object, at: datetime | None, jitter: float) -> Event:
+def after_loss(job: Job, cause: str, on_loss: OnLoss, *, retry: RetryPolicy, jitter: float) -> Event:
+    """What becomes of a job whose agent is lost: the executor that ran it has said whether it may run once more."""
+    if on_loss is OnLoss.RETRY:
+        return after_fault(job, cause, None, retry=retry, jitter=jitter)
+    text = f"{MESSAGE[StatusCode.JOB_ERROR]} {cause} It is not run again, because it may have had effects already."
+    return Failed(code=StatusCode.JOB_ERROR, message=text)
+
+
+def _error(job: Job, error: object, at: datetime | None, retry: RetryPolicy, jitter: float) -> Event:
     """What an agent's error means; one that it calls fatal is the end at once."""
     details = error if isinstance(error, Mapping) else {}
     cause = _brief(details.get("message"))
     if details.get("fatal"):
         return Failed(code=StatusCode.JOB_ERROR, message=_because(MESSAGE[StatusCode.JOB_ERROR], cause), at=at)
-    return after_fault(job, cause, at, jitter=jitter)
+    return after_fault(job, cause, at, retry=retry, jitter=jitter)
 
 
 def _brief(said: object) -> str:

@@ -179,19 +179,24 @@ def check_codelists(plan: Plan, request: RapRequest) -> None:
             raise Rejected(f"Codelists are out of date (required by action {action})", action=action)
 
 
-def check_weights(plan: Plan, limits: Limits) -> None:
+def check_weights(plan: Plan, limits: Limits, *, configured: Limits | None = None) -> None:
     """A job that is heavier than its whole pool could never start; upstream lets it wait for ever.
 
-    :raises Rejected: naming the first such action.
+    :param limits: those that hold now.
+    :param configured: those of the settings, if an operator may have set others.
+    :raises Rejected: naming the first such action, and the limit that it meets.
     """
     for job in plan.jobs:
-        pool = "database workers" if job.spec.requires_db else "workers"
-        limit = limits.db_workers if job.spec.requires_db else limits.workers
+        name, pool = ("db_workers", "database workers") if job.spec.requires_db else ("workers", "workers")
+        limit: float = getattr(limits, name)
+        by_hand = configured is not None and getattr(configured, name) != limit
         # A pool of 0 is closed for now; a limit that is merely too small will not change for this job's sake.
         if 0 < limit < job.spec.weight:
             raise Rejected(
-                f"Action {job.spec.action} needs {job.spec.weight:g} {pool}, and the backend has {limit:g}",
+                f"Action {job.spec.action} needs {job.spec.weight:g} {pool}, and the backend has {limit:g}"
+                f"{' for now, as an operator has set it' if by_hand else ''}",
                 action=job.spec.action,
+                limit=name,
             )
 
 

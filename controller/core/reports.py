@@ -10,10 +10,12 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from common.protocol import Verdict
+from controller.core import checks
 from controller.core.codes import StatusCode
 from controller.core.machine import Event, Failed
-from controller.core.model import DB_MAINTENANCE, Job, JobId, TaskId, TaskType
+from controller.core.model import Job, JobId, TaskId, TaskType
 from controller.core.outcome import SenselessReport, agent_time, conclusion, progress
+from controller.core.retry import DEFAULT, RetryPolicy
 
 _ORDER: Final = {
     code: place
@@ -29,11 +31,6 @@ _ORDER: Final = {
         )
     )
 }
-
-DBSTATUS_VALUES: Final = frozenset(
-    {"", DB_MAINTENANCE} | {f"{mode};{builds}" for mode in (DB_MAINTENANCE, "none") for builds in range(3)}
-)
-"""What a DBSTATUS task may answer (reference section 2.5)."""
 
 
 @frozen(kw_only=True)
@@ -79,8 +76,15 @@ class Judgement:
         return self.verdict in (Verdict.APPLIED, Verdict.INVALID)
 
 
-def judge(statement: Statement, task: TaskState | None, job: Job | None, *, jitter: float = 0.0) -> Judgement:
-    """The worth of one statement. `job` is the task's, if it has one; `jitter`: see `retry.delay`."""
+def judge(
+    statement: Statement,
+    task: TaskState | None,
+    job: Job | None,
+    *,
+    retry: RetryPolicy = DEFAULT,
+    jitter: float = 0.0,
+) -> Judgement:
+    """The worth of one statement. `job` is the task's, if it has one; `jitter`: see `RetryPolicy.delay`."""
     if task is None:
         return Judgement(verdict=Verdict.UNKNOWN, detail="no such task on this backend")
     if statement.attempt not in (None, task.attempt):
@@ -94,7 +98,7 @@ def judge(statement: Statement, task: TaskState | None, job: Job | None, *, jitt
     if task.type is not TaskType.RUNJOB or job is None:
         return _judge_other(statement, task)
     if statement.complete:
-        return _judge_final(statement, job, jitter)
+        return _judge_final(statement, job, retry, jitter)
     event = progress(statement.stage, statement.timestamp_ns)
     if event is None:
         return Judgement(verdict=Verdict.APPLIED, detail=f"stage {statement.stage!r} is not shown to users")
@@ -103,10 +107,10 @@ def judge(statement: Statement, task: TaskState | None, job: Job | None, *, jitt
     return Judgement(verdict=Verdict.APPLIED, event=event)
 
 
-def _judge_final(statement: Statement, job: Job, jitter: float) -> Judgement:
+def _judge_final(statement: Statement, job: Job, retry: RetryPolicy, jitter: float) -> Judgement:
     """A final report that makes no sense ends its job with a message, rather than leaving it running for ever."""
     try:
-        event = conclusion(job, statement.results, statement.timestamp_ns, jitter=jitter)
+        event = conclusion(job, statement.results, statement.timestamp_ns, retry=retry, jitter=jitter)
     except SenselessReport as error:
         text = f"This job returned a fatal error. The agent's final report could not be understood: {error}."
         failed = Failed(code=StatusCode.JOB_ERROR, message=text, at=agent_time(statement.timestamp_ns))
@@ -115,15 +119,8 @@ def _judge_final(statement: Statement, job: Job, jitter: float) -> Judgement:
 
 
 def _judge_other(statement: Statement, task: TaskState) -> Judgement:
-    if task.type is TaskType.DBSTATUS and statement.complete:
-        mode = database_mode(statement.results)
-        if mode is not None and mode not in DBSTATUS_VALUES:
-            return Judgement(verdict=Verdict.INVALID, detail="the database status is none of the allowed values")
+    """A check's answer is believed only if it is an allowed one. A check ends in any case, and is asked for again."""
+    detail = checks.fault(task.type, statement.results) if statement.complete else None
+    if detail is not None:
+        return Judgement(verdict=Verdict.INVALID, detail=detail)
     return Judgement(verdict=Verdict.APPLIED)
-
-
-def database_mode(results: Mapping[str, Any]) -> str | None:
-    """What a DBSTATUS task found; None if it found nothing, so that the mode is left alone (section 2.2)."""
-    found = results.get("results")
-    mode = found.get("status") if isinstance(found, Mapping) else None
-    return mode if isinstance(mode, str) else None

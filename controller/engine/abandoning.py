@@ -1,21 +1,28 @@
-"""Taking over from agents that fell silent.
+"""Taking work away from agents that fell silent, or that an operator knows to be gone for good.
 
 A lease that ended is acted upon only while another agent of the backend is alive: the attempt becomes void and its job
-goes back to the queue. The attempt number fences the old holder off: whatever it still reports is stale, and its next
-claim tells it to stop.
+goes back to the queue, or fails if its executor declared that it must not run twice. The attempt number fences the old
+holder off: whatever it still reports is stale, and its next claim tells it to stop.
 """
 
 import random
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 
 import structlog
 
+from common.protocol import OnLoss
+from controller.core.errors import Conflict, NotFound
 from controller.core.machine import Move, step
-from controller.core.model import JobId
-from controller.core.outcome import after_fault
+from controller.core.model import JobId, Principal
+from controller.core.outcome import after_loss
+from controller.engine.admission import admit_operator
 from controller.engine.context import Context
 from controller.engine.moves import log_moves
+from controller.engine.results import Forgotten
 from controller.store import backends, jobs, tasks
+from controller.store.queries import Tx
+from controller.store.tasks import AbandonedRow
 
 log = structlog.get_logger(__name__)
 
@@ -32,14 +39,63 @@ async def take_over(ctx: Context, backend: str) -> int:
         found = await tasks.abandoned.all(tx, backend=backend, now=now, alive_since=alive_since)
         if not found:
             return 0
-        silent = {JobId(row.job_id): row.agent for row in found}
-        await tasks.void_runs.all(tx, job_ids=list(silent), now=now)
-        moves = []
-        for job in await jobs.lock.all(tx, ids=list(silent)):
-            event = after_fault(job, f"Its agent {silent[job.id]} fell silent.", None, jitter=random.random())  # noqa: S311  no secret
-            moves.append(Move(job=job, transitions=(step(job.progress, event, now),), metrics={}))
-        await jobs.write(tx, moves)
-        await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
-    log.warning("agents_silent", backend=backend, agents=sorted(set(silent.values())), jobs=len(silent))
+        moves = await _take_away(ctx, tx, backend, found, {row.agent: "fell silent" for row in found}, now)
+    log.warning("agents_silent", backend=backend, agents=sorted({row.agent for row in found}), jobs=len(found))
     log_moves(moves)
     return len(moves)
+
+
+async def forget_agent(ctx: Context, principal: Principal, backend: str, agent: str) -> Forgotten:
+    """Take all work from an agent whose machine is gone, without waiting for another one, and forget it.
+
+    Its jobs are treated as a lost lease's. What only it could have confirmed, stops above all, counts as done.
+
+    :raises NotFound: no such backend for this caller, or no such agent.
+    :raises Forbidden: the caller does not manage the backend.
+    :raises Conflict: the agent was heard of within the last lease, so it is not gone.
+    """
+    admit_operator(principal, backend)
+    now = ctx.clock.now()
+    async with ctx.db.transaction() as tx:
+        await backends.lock.run(tx, backend=backend)
+        known = await backends.lock_agent.one(tx, backend=backend, id=agent)
+        if known is None:
+            raise NotFound(f"Backend {backend!r} has no agent {agent!r}.", agent=agent)
+        silent = now - known.last_seen_at
+        if silent < timedelta(seconds=ctx.lease_seconds):
+            raise Conflict(
+                f"Agent {agent!r} was seen {silent.total_seconds():.0f} s ago. Stop it first; it counts as gone after"
+                f" {ctx.lease_seconds:g} s of silence.",
+                agent=agent,
+            )
+        held = await tasks.held_by.all(tx, backend=backend, agent=agent, on_loss=known.on_loss)
+        moves = await _take_away(ctx, tx, backend, held, {agent: "is gone"}, now)
+        stops = await tasks.void_others_of.all(tx, backend=backend, agent=agent, now=now)
+        await backends.forget_agent.run(tx, backend=backend, id=agent)
+    log.warning("agent_forgotten", backend=backend, agent=agent, jobs=len(moves), principal=principal.name)
+    log_moves(moves)
+    return Forgotten(backend=backend, agent=agent, jobs=tuple(move.job.id for move in moves), stops=len(stops))
+
+
+async def _take_away(
+    ctx: Context, tx: Tx, backend: str, held: Sequence[AbandonedRow], fates: Mapping[str, str], now: datetime
+) -> list[Move]:
+    """Void these attempts and move their jobs on. `fates`: agent -> what happened to it, for the history."""
+    holder = {JobId(row.job_id): row for row in held}
+    if not holder:
+        return []
+    await tasks.void_runs.all(tx, job_ids=list(holder), now=now)
+    moves = []
+    for job in await jobs.lock.all(tx, ids=list(holder)):
+        lost = holder[job.id]
+        event = after_loss(
+            job,
+            f"Its agent {lost.agent} {fates[lost.agent]}.",
+            OnLoss(lost.on_loss),
+            retry=ctx.retry,
+            jitter=random.random(),  # noqa: S311  no secret
+        )
+        moves.append(Move(job=job, transitions=(step(job.progress, event, now),), metrics={}))
+    await jobs.write(tx, moves)
+    await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
+    return moves

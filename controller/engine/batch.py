@@ -15,9 +15,12 @@ from attrs.validators import ge, lt
 
 from common.convert import Malformed, structure
 from common.protocol import ReportAnswer, Verdict
-from controller.core.machine import Event, IllegalTransition, Move, Transition, step
-from controller.core.model import Job, TaskType
-from controller.core.reports import Statement, TaskState, database_mode, judge
+from controller.core import checks
+from controller.core.codes import StatusCode
+from controller.core.machine import Event, Failed, IllegalTransition, Move, Reset, Transition, step
+from controller.core.model import DB_MAINTENANCE, Job, TaskType
+from controller.core.reports import Statement, TaskState, judge
+from controller.core.retry import RetryPolicy
 
 log = structlog.get_logger(__name__)
 
@@ -88,31 +91,78 @@ class Batch:
     tasks: dict[str, TaskState]
     jobs: dict[str, JobInBatch]
     now: datetime
+    retry: RetryPolicy
     task_changes: dict[str, dict[str, Any]] = field(factory=dict)
     modes: list[str] = field(factory=list)
     """What DBSTATUS tasks have found, in the order of the statements."""
+    manual: bool = False
+    """Whether an operator has set the mode, so that nothing found changes it."""
+    mode: str | None = None
+    """The backend's mode as it was before the batch; only known where it matters."""
+    data_check_failed: bool = False
+    """Whether a DBDATACHECK task found the database's data older than they should be."""
+
+    @property
+    def needs_mode(self) -> bool:
+        """Whether the batch may set the mode, or be judged by it."""
+        return any(task.type is TaskType.DBSTATUS for task in self.tasks.values()) or any(
+            job.job.spec.requires_db for job in self.jobs.values()
+        )
+
+    def take_all(self, statements: Sequence[Statement]) -> list[ReportAnswer]:
+        """Judge statements in their order, but for what is said of the database: that comes first.
+
+        A job that failed because of the database's maintenance may be told of together with the maintenance.
+        """
+        order = sorted(range(len(statements)), key=lambda place: not self._is_status(statements[place]))
+        answers = {place: self.take(statements[place]) for place in order}
+        return [answers[place] for place in range(len(statements))]
+
+    def _is_status(self, statement: Statement) -> bool:
+        task = self.tasks.get(statement.task_id)
+        return task is not None and task.type is TaskType.DBSTATUS
 
     def take(self, statement: Statement) -> ReportAnswer:
         """Judge one statement against the rows as the earlier ones leave them."""
         task = self.tasks.get(statement.task_id)
         job = self.jobs.get(task.job_id) if task and task.job_id else None
-        judgement = judge(statement, task, job.current if job else None, jitter=random.random())  # noqa: S311  no secret
+        judgement = judge(
+            statement,
+            task,
+            job.current if job else None,
+            retry=self.retry,
+            jitter=random.random(),  # noqa: S311  no secret
+        )
         if judgement.applied and task is not None:
             if job is not None and task.type is TaskType.RUNJOB:
                 try:
-                    job.take(statement, judgement.event, self.now)
+                    job.take(statement, self._excuse(job.current, judgement.event), self.now)
                 except IllegalTransition as error:
                     return ReportAnswer(task_id=statement.task_id, verdict=Verdict.INVALID, detail=str(error))
             if judgement.verdict is Verdict.APPLIED:
-                self._note_mode(task, statement)
+                self._note_check(task, statement)
             self._change(task, statement)
         return ReportAnswer(task_id=statement.task_id, verdict=judgement.verdict, detail=judgement.detail)
 
-    def _note_mode(self, task: TaskState, statement: Statement) -> None:
-        if task.type is TaskType.DBSTATUS and statement.complete:
-            found = database_mode(statement.results)
-            if found is not None:
-                self.modes.append(found.partition(";")[0].replace("none", ""))
+    def _excuse(self, job: Job, event: Event | None) -> Event | None:
+        """A database job that exits with an error while the database is in maintenance waits for the end of that.
+
+        The next scheduling pass would have sent it back in any case; its exit was only faster (section 8, no. 15).
+        """
+        mode = self.modes[-1] if self.modes and not self.manual else self.mode
+        failed = isinstance(event, Failed) and event.code is StatusCode.NONZERO_EXIT
+        if failed and job.spec.requires_db and mode == DB_MAINTENANCE:
+            return Reset(code=StatusCode.WAITING_DB_MAINTENANCE)
+        return event
+
+    def _note_check(self, task: TaskState, statement: Statement) -> None:
+        if not statement.complete or task.type not in checks.INTERVALS:
+            return
+        found = checks.answer(statement.results)
+        if task.type is TaskType.DBSTATUS and found is not None:
+            self.modes.append(found.partition(";")[0].replace("none", ""))
+        if task.type is TaskType.DBDATACHECK and found == checks.DATA_CHECK_FAILED:
+            self.data_check_failed = True
 
     def _change(self, task: TaskState, statement: Statement) -> None:
         self.tasks[task.id] = attrs.evolve(task, complete=statement.complete, active=not statement.complete)

@@ -5,7 +5,7 @@ from the rows, so a lost answer costs a repetition and nothing else.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import attrs
@@ -39,16 +39,22 @@ async def declare_agent(ctx: Context, backend: str, agent: str, declaration: Dec
             executor=declaration.executor,
             slots=declaration.slots,
             egress=attrs.asdict(declaration.egress),
+            on_loss=declaration.on_loss,
             now=now,
         )
         await backends.see.run(tx, backend=backend, now=now)
     return Welcome(lease_seconds=ctx.lease_seconds, poll_seconds=ctx.poll_seconds, server_time=now.isoformat())
 
 
-async def claim(ctx: Context, backend: str, request: ClaimRequest) -> ClaimResponse:
+async def claim(
+    ctx: Context, backend: str, request: ClaimRequest, *, admit: Callable[[], Awaitable[object]] | None = None
+) -> ClaimResponse:
     """Tasks for the agent, at once or as soon as there are any; nothing once its `wait` is over.
 
     Register as a waiter, look, sleep: whatever is written after the look wakes the sleeper.
+
+    :param admit: asked before every look but the first: raises once the agent's token was revoked, so that a poll
+        which was open before gets nothing any more.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + max(0.0, min(request.wait, ctx.poll_seconds))
@@ -65,6 +71,8 @@ async def claim(ctx: Context, backend: str, request: ClaimRequest) -> ClaimRespo
                     await woken.wait()
             except TimeoutError:
                 return answer
+            if admit is not None:
+                await admit()
 
 
 async def _look(ctx: Context, backend: str, request: ClaimRequest) -> ClaimResponse:

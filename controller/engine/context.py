@@ -1,15 +1,19 @@
 """What every part of the engine works with; made once, in controller/app.py."""
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 from weakref import WeakValueDictionary
 
 from attrs import field, frozen
 
 from common.clock import Clock
 from controller.core.definition import Terms
+from controller.core.model import TaskType
+from controller.core.retry import RetryPolicy
 from controller.core.schedule import Limits
 from controller.core.weights import Weights
+from controller.engine.known_tokens import KnownTokens
 from controller.sources.git import Git
 from controller.sources.images import ImageDigests
 from controller.sources.project_file import ProjectFiles
@@ -42,6 +46,8 @@ class BackendTerms:
     limits: Limits
     terms: Terms
     weights: Weights = field(factory=Weights)
+    checks: Mapping[TaskType, Mapping[str, Any]] = field(factory=dict)
+    """The checks of its database that come round, and their definitions (`controller.core.checks.definitions`)."""
 
 
 @frozen(kw_only=True)
@@ -55,6 +61,7 @@ class Context:
     backends: MutableMapping[str, BackendTerms]
     """By slug; replaced when an operator changes weights while running."""
     event_level_projects: frozenset[str]
+    retry: RetryPolicy
     lease_seconds: float
     poll_seconds: float
     log_bytes: int
@@ -63,3 +70,5 @@ class Context:
     looking: MutableMapping[tuple[str, str], asyncio.Lock] = field(factory=WeakValueDictionary, repr=False)
     """One look for tasks at a time per (backend, agent), so that a poll that was given up cannot take a task just
     after the poll that replaced it found nothing. A lock lives as long as somebody polls."""
+    known_tokens: KnownTokens = field(factory=KnownTokens, repr=False)
+    """What the database said of tokens a moment ago."""

@@ -16,6 +16,7 @@ from controller.core.plan import NothingToDo as NoPlan
 from controller.core.plan import Plan, ResolvedAction, check_codelists, check_weights, plan, with_reusable_actions
 from controller.core.project import Project
 from controller.core.request_checks import check_workspace
+from controller.engine.capacity import effective, limits_of
 from controller.engine.context import Context
 from controller.engine.results import Created, NoChange, NothingToDo
 from controller.store import backends, jobs, raps
@@ -44,6 +45,11 @@ async def create_rap(ctx: Context, principal: Principal, request: RapRequest) ->
     """
     if not principal.may(Verb.RUN, request.backend) or request.backend not in ctx.backends:
         raise BackendNotAllowed("Unknown error", backend=request.backend)
+    return await accept(ctx, request)
+
+
+async def accept(ctx: Context, request: RapRequest) -> Created | NoChange | NothingToDo:
+    """The same for a caller whose right to it has been checked; see `create_rap` for what is raised."""
     _check_text(request)
     async with ctx.db.connection() as tx:
         if (earlier := await _earlier(tx, request)) is not None:
@@ -66,10 +72,11 @@ async def _attempt(ctx: Context, request: RapRequest, project: Project) -> Creat
         if isinstance(draft, NoPlan):
             # The very same request may have been accepted a moment ago.
             return await _earlier(tx, request) or NothingToDo(rap_id=request.rap_id, details=draft.details)
+        limits = await limits_of(ctx, tx, request.backend)
     reusable = await ctx.sources.reusable.resolve(draft.reusable)
     check_codelists(draft, request)
     draft = with_reusable_actions(draft, reusable)
-    check_weights(draft, ctx.backends[request.backend].limits)
+    check_weights(draft, limits, configured=ctx.backends[request.backend].limits)
     digests = await _digests(ctx, draft)
     try:
         async with ctx.db.transaction() as tx:
@@ -89,7 +96,7 @@ async def _store(
 ) -> Created:
     """Everything or nothing. The RAP's row comes first: its key decides between simultaneous equal creates."""
     now = ctx.clock.now()
-    await backends.lock.run(tx, backend=request.backend)
+    locked = await backends.lock.one(tx, backend=request.backend)
     if await raps.insert.one(tx, **_rap_row(request, root), created_at=now) is None:
         raise _Rollback(await _earlier(tx, request))
     final = await _plan(ctx, tx, request, project, root)
@@ -99,7 +106,8 @@ async def _store(
         raise _Rollback(None)
     check_codelists(final, request)
     final = with_reusable_actions(final, reusable)
-    check_weights(final, ctx.backends[request.backend].limits)
+    configured = ctx.backends[request.backend].limits
+    check_weights(final, effective(configured, locked), configured=configured)
     planned = [
         attrs.evolve(job, spec=attrs.evolve(job.spec, image_sha=digests.get(_image(job.spec.run_command))))
         for job in final.jobs

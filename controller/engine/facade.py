@@ -3,7 +3,8 @@
 Each method is one use case of the domain and lives in the module that its name suggests; this file is the list.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -21,24 +22,50 @@ from common.protocol import (
     Welcome,
 )
 from controller.core.model import JobId, Principal, RapId, RapRequest, Task
+from controller.core.tokens import NewToken, TokenKind
 from controller.core.weights import Weights
-from controller.engine import abandoning, cancelling, claiming, creating, operating, reading, reporting, scheduling
+from controller.engine import (
+    abandoning,
+    cancelling,
+    capacity,
+    claiming,
+    controlling,
+    creating,
+    diagnosing,
+    listing,
+    operating,
+    pruning,
+    reading,
+    reporting,
+    scheduling,
+    tokens,
+)
 from controller.engine.context import Context
 from controller.engine.results import (
     AgentView,
     BackendView,
+    CapacitySet,
+    CapacityView,
     Created,
+    Diagnosis,
     FlagsSet,
     FlagView,
+    Forgotten,
     JobDetail,
+    JobKilled,
+    JobPage,
+    JobRetried,
     LogPage,
     NoChange,
     NothingToDo,
     Page,
+    Pruned,
     RapDetail,
     RebootPrepared,
     RebootStatus,
     StatusReport,
+    TokenChange,
+    TokenView,
 )
 from controller.store import schema
 
@@ -100,6 +127,29 @@ class Engine:
         """See `reading.agent_views`."""
         return await reading.agent_views(self._ctx, principal)
 
+    async def list_jobs(
+        self,
+        principal: Principal,
+        *,
+        backend: str | None,
+        workspace: str | None,
+        state: str | None,
+        code: str | None,
+        limit: int,
+        cursor: str | None,
+    ) -> JobPage:
+        """See `listing.list_jobs`."""
+        return await listing.list_jobs(
+            self._ctx,
+            principal,
+            backend=backend,
+            workspace=workspace,
+            state=state,
+            code=code,
+            limit=limit,
+            cursor=cursor,
+        )
+
     # For operators
 
     async def pause(self, principal: Principal, backend: str) -> FlagsSet:
@@ -126,9 +176,51 @@ class Engine:
         """See `operating.reboot_status`."""
         return await operating.reboot_status(self._ctx, principal, backend)
 
+    async def forget_agent(self, principal: Principal, backend: str, agent: str) -> Forgotten:
+        """See `abandoning.forget_agent`."""
+        return await abandoning.forget_agent(self._ctx, principal, backend, agent)
+
     async def flags(self, principal: Principal, wanted: Sequence[str] | None = None) -> Sequence[FlagView]:
         """See `operating.flags`."""
         return await operating.flags(self._ctx, principal, wanted)
+
+    async def prune(
+        self, principal: Principal, backend: str, *, older_than: timedelta, after: int, dry_run: bool
+    ) -> Pruned:
+        """See `pruning.prune`."""
+        return await pruning.prune(self._ctx, principal, backend, older_than=older_than, after=after, dry_run=dry_run)
+
+    async def diagnose(self, principal: Principal) -> Diagnosis:
+        """See `diagnosing.diagnose`."""
+        return await diagnosing.diagnose(self._ctx, principal)
+
+    async def create_token(self, principal: Principal, new: NewToken) -> TokenChange:
+        """See `tokens.create`."""
+        return await tokens.create(self._ctx, principal, new)
+
+    async def tokens(self, principal: Principal) -> Sequence[TokenView]:
+        """See `tokens.visible`."""
+        return await tokens.visible(self._ctx, principal)
+
+    async def revoke_token(self, principal: Principal, name: str) -> TokenChange:
+        """See `tokens.revoke`."""
+        return await tokens.revoke(self._ctx, principal, name)
+
+    async def kill(self, principal: Principal, job_id: JobId) -> JobKilled:
+        """See `controlling.kill`."""
+        return await controlling.kill(self._ctx, principal, job_id)
+
+    async def retry(self, principal: Principal, job_id: JobId, *, attempt: int | None = None) -> JobRetried:
+        """See `controlling.retry`."""
+        return await controlling.retry(self._ctx, principal, job_id, attempt=attempt)
+
+    async def limits(self, principal: Principal, wanted: Sequence[str] | None = None) -> Sequence[CapacityView]:
+        """See `capacity.view`."""
+        return await capacity.view(self._ctx, principal, wanted)
+
+    async def set_limits(self, principal: Principal, backend: str, changes: Mapping[str, float | None]) -> CapacitySet:
+        """See `capacity.set_limits`."""
+        return await capacity.set_limits(self._ctx, principal, backend, changes)
 
     # For agents
 
@@ -136,9 +228,11 @@ class Engine:
         """See `claiming.declare_agent`."""
         return await claiming.declare_agent(self._ctx, backend, agent, declaration)
 
-    async def claim(self, backend: str, request: ClaimRequest) -> ClaimResponse:
+    async def claim(
+        self, backend: str, request: ClaimRequest, *, admit: Callable[[], Awaitable[object]] | None = None
+    ) -> ClaimResponse:
         """See `claiming.claim`."""
-        return await claiming.claim(self._ctx, backend, request)
+        return await claiming.claim(self._ctx, backend, request, admit=admit)
 
     async def release(self, backend: str, request: ReleaseRequest) -> ReleaseResponse:
         """See `claiming.release`."""
@@ -187,6 +281,10 @@ class Engine:
         """See `abandoning.take_over`."""
         return await abandoning.take_over(self._ctx, backend)
 
+    async def prune_by_setting(self, backend: str, older_than: timedelta) -> Pruned:
+        """See `pruning.prune_by_setting`."""
+        return await pruning.prune_by_setting(self._ctx, backend, older_than)
+
     async def check(self) -> None:
         """Whether the database answers and has the schema that this program knows.
 
@@ -199,6 +297,15 @@ class Engine:
     def set_weights(self, backend: str, weights: Weights) -> None:
         """From now on new jobs of `backend` weigh what `weights` says; jobs that exist keep their weight."""
         self._ctx.backends[backend] = attrs.evolve(self._ctx.backends[backend], weights=weights)
+
+    async def recognise(self, digest: bytes, kind: TokenKind) -> Principal | None:
+        """See `tokens.recognise`."""
+        return await tokens.recognise(self._ctx, digest, kind)
+
+    def forget_tokens(self) -> None:
+        """Ask the database again about every token, those of open long-polls at once: some changed, or may have."""
+        self._ctx.known_tokens.forget()
+        self._ctx.wakeups.wake_all()
 
     def close(self) -> None:
         """Let every long-poll answer at once."""

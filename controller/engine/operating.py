@@ -12,9 +12,9 @@ from typing import Final
 import structlog
 
 from controller.core.codes import StatusCode
-from controller.core.errors import Forbidden, NotFound
 from controller.core.machine import Move, Reset, step
 from controller.core.model import DB_MAINTENANCE, Flag, Principal, Verb
+from controller.engine.admission import admit_operator
 from controller.engine.context import Context
 from controller.engine.moves import log_moves
 from controller.engine.results import FlagsSet, FlagView, RebootPrepared, RebootStatus
@@ -85,7 +85,7 @@ async def prepare_for_reboot(ctx: Context, principal: Principal, backend: str) -
     :raises NotFound: no such backend for this caller.
     :raises Forbidden: the caller does not manage it.
     """
-    _admit(principal, backend)
+    admit_operator(principal, backend)
     now = ctx.clock.now()
     wanted: dict[str, str | None] = {Flag.PAUSED: "true"}
     async with ctx.db.transaction() as tx:
@@ -111,33 +111,28 @@ async def reboot_status(ctx: Context, principal: Principal, backend: str) -> Reb
     :raises NotFound: no such backend for this caller.
     :raises Forbidden: the caller does not manage it.
     """
-    _admit(principal, backend)
+    admit_operator(principal, backend)
     async with ctx.db.connection() as tx:
         return await _reboot_status(tx, backend)
 
 
 async def flags(ctx: Context, principal: Principal, wanted: Sequence[str] | None = None) -> Sequence[FlagView]:
-    """Every switch of these backends (None: of all that the caller's token opens), those never set included.
+    """Every switch of these backends (None: of all that the caller manages), those never set included.
 
     :raises NotFound: one of them is no backend for this caller.
     :raises Forbidden: the caller does not manage them.
     """
-    slugs = principal.backends if wanted is None else wanted
+    if wanted is None:  # who manages none is told so
+        wanted = principal.backends_for(Verb.MANAGE) or principal.backends
+    slugs = wanted
     for slug in slugs:
-        _admit(principal, slug)
+        admit_operator(principal, slug)
     async with ctx.db.connection() as tx:
         return await _read(tx, slugs)
 
 
-def _admit(principal: Principal, backend: str) -> None:
-    if backend not in principal.backends:
-        raise NotFound(f"There is no backend {backend!r} for this token.", backend=backend)
-    if not principal.may(Verb.MANAGE, backend):
-        raise Forbidden(f"This token may use backend {backend!r}, but not manage it.", backend=backend)
-
-
 async def _set(ctx: Context, principal: Principal, backend: str, wanted: Mapping[str, str | None]) -> FlagsSet:
-    _admit(principal, backend)
+    admit_operator(principal, backend)
     async with ctx.db.transaction() as tx:
         await backends.lock.run(tx, backend=backend)
         changed = await _write(tx, backend, wanted, ctx.clock.now())
@@ -181,4 +176,10 @@ async def _reboot_status(tx: Tx, backend: str) -> RebootStatus:
     left = await backends.unfinished.one(tx, backend=backend)
     if left is None:
         raise RuntimeError("counting gave no row")
-    return RebootStatus(backend=backend, paused=modes.paused, running=left.running, cancelling=left.cancelling)
+    return RebootStatus(
+        backend=backend,
+        paused=modes.paused,
+        running=left.running,
+        cancelling=left.cancelling,
+        unconfirmed=tuple(left.unconfirmed),
+    )

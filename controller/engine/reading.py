@@ -4,15 +4,18 @@ import base64
 import binascii
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
+from controller.core.checks import ALLOWED_ANSWERS
 from controller.core.codes import JobState, StatusCode
 from controller.core.errors import NotFound, Rejected
-from controller.core.model import DB_MAINTENANCE, Flag, Job, JobId, Principal, RapId, Verb
+from controller.core.model import DB_MAINTENANCE, Flag, Job, JobId, Principal, RapId, TaskType, Verb
 from controller.engine.context import Context
 from controller.engine.results import (
     AgentView,
     BackendView,
+    CheckView,
     HistoryEntry,
     JobDetail,
     LogPage,
@@ -29,7 +32,7 @@ R = TypeVar("R")
 
 
 def _readable(principal: Principal) -> list[str]:
-    return list(principal.backends) if Verb.READ in principal.verbs else []
+    return list(principal.backends_for(Verb.READ))
 
 
 async def status(ctx: Context, principal: Principal, rap_ids: Sequence[RapId]) -> StatusReport:
@@ -47,6 +50,7 @@ async def backend_views(ctx: Context, principal: Principal) -> Sequence[BackendV
     async with ctx.db.connection() as tx:
         seen = {row.backend: row.at for row in await backends.seen.all(tx, backends=slugs)}
         flags = {(row.backend, row.id): row for row in await backends.flags.all(tx, backends=slugs)}
+        checks = await _last_checks(ctx, tx, slugs)
 
     def view(slug: str) -> BackendView:
         paused, mode = flags.get((slug, Flag.PAUSED)), flags.get((slug, Flag.MODE))
@@ -61,9 +65,23 @@ async def backend_views(ctx: Context, principal: Principal) -> Sequence[BackendV
             db_maintenance=maintained,
             db_maintenance_since=None if mode is None else mode.changed_at,
             db_maintenance_type=("manual" if by_hand else "scheduled") if maintained else None,
+            checks=tuple(check for backend, check in checks if backend == slug),
         )
 
     return [view(slug) for slug in slugs]
+
+
+async def _last_checks(ctx: Context, tx: Tx, slugs: Iterable[str]) -> list[tuple[str, CheckView]]:
+    """How the last check of each kind ended, by backend."""
+    checked = [slug for slug in slugs if slug in ctx.backends and ctx.backends[slug].checks]
+    rows = await tasks.last_checks.all(tx, backends=checked) if checked else []
+
+    def view(row: tasks.LastCheckRow) -> CheckView:
+        kind = TaskType(row.type)
+        allowed = row.status is not None and row.status in ALLOWED_ANSWERS[kind]
+        return CheckView(kind=kind, finished_at=row.finished_at, answer=row.status if allowed else None)
+
+    return [(row.backend, view(row)) for row in rows if TaskType(row.type) in ctx.backends[row.backend].checks]
 
 
 async def list_raps(
@@ -184,6 +202,7 @@ async def job_log(
 
 async def agent_views(ctx: Context, principal: Principal) -> Sequence[AgentView]:
     """The agents of the caller's backends."""
+    silent_since = ctx.clock.now() - timedelta(seconds=ctx.lease_seconds)
     async with ctx.db.connection() as tx:
         rows = await backends.agents.all(tx, backends=_readable(principal))
     return [
@@ -195,6 +214,9 @@ async def agent_views(ctx: Context, principal: Principal) -> Sequence[AgentView]
             slots=row.slots,
             last_seen=row.last_seen_at,
             egress=row.egress,
+            on_loss=row.on_loss,
+            load=row.load,
+            silent=row.last_seen_at < silent_since,
         )
         for row in rows
     ]

@@ -85,10 +85,16 @@ async def _take_all(ctx: Context, backend: str, statements: Sequence[Statement])
             tasks={task.id: task for task in locked},
             jobs={job.id: JobInBatch(job=job, current=job) for job in await jobs.lock.all(tx, ids=job_ids)},
             now=now,
+            retry=ctx.retry,
         )
-        answers = [batch.take(statement) for statement in statements]
+        if batch.needs_mode:
+            flags = {flag.id: flag.value for flag in await backends.flags.all(tx, backends=[backend])}
+            batch.manual, batch.mode = bool(flags.get(Flag.MANUAL_DB_MAINTENANCE)), flags.get(Flag.MODE)
+        answers = batch.take_all(statements)
         await _write(tx, backend, batch)
     log_moves(job.move for job in batch.jobs.values())
+    if batch.data_check_failed:
+        log.warning("data_check_failed", backend=backend)
     for answer in answers:
         if answer.verdict in (Verdict.INVALID, Verdict.UNKNOWN):
             log.warning("report_refused", backend=backend, task_id=answer.task_id, detail=answer.detail)
@@ -113,10 +119,7 @@ async def _write(tx: Tx, backend: str, batch: Batch) -> None:
 
 async def _set_mode(tx: Tx, backend: str, batch: Batch) -> None:
     """A DBSTATUS result sets the mode, unless an operator has set it by hand (reference section 2.2)."""
-    if not batch.modes:
-        return
-    flags = {flag.id: flag.value for flag in await backends.flags.all(tx, backends=[backend])}
-    if not flags.get(Flag.MANUAL_DB_MAINTENANCE):
+    if batch.modes and not batch.manual:
         await backends.set_flag.run(tx, backend=backend, id=Flag.MODE, value=batch.modes[-1], now=batch.now)
 
 

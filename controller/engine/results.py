@@ -1,13 +1,16 @@
 """What the engine answers: frozen values for the dialects' `mapping.py` to put into their own words."""
 
+import enum
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from controller.core.codes import JobState, StatusCode
-from controller.core.model import Job, JobId, RapId
+from controller.core.diagnosis import Finding
+from controller.core.model import Job, JobId, RapId, TaskType, Verb
+from controller.core.tokens import TokenKind
 
 
 @frozen(kw_only=True)
@@ -43,6 +46,16 @@ class StatusReport:
 
 
 @frozen(kw_only=True)
+class CheckView:
+    """How the last check of a backend's database ended (reference section 3.7)."""
+
+    kind: TaskType
+    finished_at: datetime
+    answer: str | None
+    """One of the allowed words; None if the check could not be carried out."""
+
+
+@frozen(kw_only=True)
 class BackendView:
     """A backend as its users see it (reference section 1.2)."""
 
@@ -54,6 +67,8 @@ class BackendView:
     db_maintenance_since: datetime | None
     db_maintenance_type: str | None
     """`manual` or `scheduled` while maintenance is on."""
+    checks: tuple[CheckView, ...] = ()
+    """Of the kinds that this backend has, and that were ever carried out."""
 
 
 @frozen(kw_only=True)
@@ -154,6 +169,12 @@ class AgentView:
     slots: int
     last_seen: datetime | None
     egress: Mapping[str, Any] = field(factory=dict)
+    on_loss: str = "retry"
+    """What becomes of its jobs if it is lost: `retry` or `fail`."""
+    load: int = 0
+    """Jobs that it holds."""
+    silent: bool = False
+    """Whether it was last heard of longer ago than a lease."""
 
 
 @frozen(kw_only=True)
@@ -188,11 +209,25 @@ class RebootStatus:
     """Jobs."""
     cancelling: int
     """Stops that were asked for and that no agent has confirmed yet."""
+    unconfirmed: tuple[str, ...] = ()
+    """The agents that have to confirm them."""
 
     @property
     def safe(self) -> bool:
         """Nothing runs, and nothing can start."""
         return self.paused and not self.running and not self.cancelling
+
+
+@frozen(kw_only=True)
+class Forgotten:
+    """What became of the work of an agent that is gone for good."""
+
+    backend: str
+    agent: str
+    jobs: tuple[JobId, ...]
+    """Jobs that it held: back in the queue, or failed if they may not run twice."""
+    stops: int
+    """Stops and checks that it can no longer confirm."""
 
 
 @frozen(kw_only=True)
@@ -204,3 +239,182 @@ class RebootPrepared:
     jobs: tuple[JobId, ...]
     """The running jobs that were sent back to the queue."""
     status: RebootStatus
+
+
+class TokenState(enum.StrEnum):
+    """Whether a token opens anything."""
+
+    VALID = "valid"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+@frozen(kw_only=True)
+class TokenView:
+    """A token as an operator sees it; the token itself is nowhere."""
+
+    name: str
+    kind: TokenKind
+    state: TokenState
+    grants: Mapping[str, frozenset[Verb]]
+    """Backend -> what it allows there; only backends that the operator manages."""
+    elsewhere: bool
+    """Whether it opens others, too."""
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    revoked_by: str | None
+
+
+@frozen(kw_only=True)
+class TokenChange:
+    """What an operator's command did to a token."""
+
+    changed: bool
+    """False if everything was so already."""
+    token: TokenView
+
+
+@frozen(kw_only=True)
+class Pruned:
+    """How much a run of pruning has removed, or would remove."""
+
+    backend: str
+    cutoff: datetime
+    dry_run: bool
+    raps: int = 0
+    """RAPs that are gone with everything."""
+    jobs: int = 0
+    """Their jobs."""
+    kept: int = 0
+    """Finished RAPs that something needs still: only history, logs and tasks of their jobs are gone."""
+    outputs: int = 0
+    """Names of outputs; the rest are rows of history, chunks of logs, and tasks."""
+    events: int = 0
+    logs: int = 0
+    tasks: int = 0
+    next_after: int | None = None
+    """Where to go on; None at the end."""
+
+    def plus(self, other: "Pruned") -> "Pruned":
+        """The sums of both."""
+        counts = ("raps", "jobs", "kept", "outputs", "events", "logs", "tasks")
+        return evolve(self, **{name: getattr(self, name) + getattr(other, name) for name in counts})
+
+
+@frozen(kw_only=True)
+class Diagnosis:
+    """What a controller finds wrong, or in order, about its database and some backends."""
+
+    at: datetime
+    findings: tuple[Finding, ...]
+
+
+@frozen(kw_only=True)
+class JobSummary:
+    """One line of a list of jobs: without outputs and history."""
+
+    id: JobId
+    rap_id: RapId
+    backend: str
+    workspace: str
+    action: str
+    created_by: str
+    state: JobState
+    code: StatusCode
+    message: str
+    requires_db: bool
+    weight: float
+    attempt: int
+    cancelled: bool
+    faults: int
+    not_before: datetime | None
+    agent: str | None
+    """The agent that holds, or last held, the job's newest attempt."""
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    code_changed_at: datetime
+
+
+@frozen(kw_only=True)
+class JobPage:
+    """One page of jobs; `next_cursor` is None on the last. See `listing` for their order."""
+
+    jobs: tuple[JobSummary, ...]
+    next_cursor: str | None = None
+
+
+@frozen(kw_only=True)
+class JobKilled:
+    """What killing a job did."""
+
+    job: Job
+    """As it is now."""
+    changed: bool
+    """False if it was over already."""
+
+
+class Retry(enum.StrEnum):
+    """What retrying a job came to."""
+
+    STOPPED = "stopped"
+    """It ran: that attempt is void, and the job is in the queue for another."""
+    HASTENED = "hastened"
+    """It rested after an error of the platform: now it may start as soon as there is room."""
+    RESUBMITTED = "resubmitted"
+    """It had failed: a new RAP asks for its action."""
+    NOTHING = "nothing"
+    """There was nothing to retry."""
+
+
+@frozen(kw_only=True)
+class JobRetried:
+    """What retrying a job did."""
+
+    job: Job
+    """As it is now."""
+    done: Retry
+    message: str
+    """One sentence about it."""
+    rap_id: RapId | None = None
+    """The RAP that asks for the action again, whether it was made now or by an earlier retry."""
+    new_job: JobId | None = None
+    """The job that stands in for this one: in that RAP, or somebody else's of the same action."""
+
+
+@frozen(kw_only=True)
+class PoolView:
+    """One of a backend's two pools of capacity, in sums of weights."""
+
+    configured: float
+    """What the settings say."""
+    override: float | None
+    """What an operator has set; None: nothing."""
+    limit: float
+    """What holds."""
+    in_use: float
+    running: int
+    """Jobs."""
+    pending: int
+    too_heavy: int
+    """Pending jobs that weigh more than the limit: they wait until it is raised."""
+
+
+@frozen(kw_only=True)
+class CapacityView:
+    """How much of a backend jobs may use, and do."""
+
+    backend: str
+    workers: PoolView
+    db_workers: PoolView
+
+
+@frozen(kw_only=True)
+class CapacitySet:
+    """What an operator's change of limits did."""
+
+    changed: tuple[str, ...]
+    """Names of the limits that are others now; empty if they were so already."""
+    capacity: CapacityView

@@ -14,7 +14,8 @@ from controller.core.codes import StatusCode
 from controller.core.machine import DependencyFailed, Event, Failed, Move, Reset, Started, Waiting, step
 from controller.core.model import DB_MAINTENANCE, Flag, Job, JobId
 from controller.core.schedule import Decision, FailDependency, Modes, SendBack, Snapshot, Start, Wait, decide, next_look
-from controller.engine import starting
+from controller.engine import checking, starting
+from controller.engine.capacity import effective
 from controller.engine.context import Context
 from controller.engine.moves import log_moves
 from controller.store import backends, jobs, tasks
@@ -40,14 +41,18 @@ async def schedule(ctx: Context, backend: str) -> Pass:
     """
     now = ctx.clock.now()
     async with ctx.db.transaction() as tx:
-        await backends.lock.run(tx, backend=backend)
-        modes = modes_of(await backends.flags.all(tx, backends=[backend]))
+        locked = await backends.lock.one(tx, backend=backend)
+        flags = await backends.flags.all(tx, backends=[backend])
+        modes = modes_of(flags)
         waiting = await jobs.schedulable.all(tx, backend=backend, everything=modes.paused or modes.db_maintenance)
-        snapshot = Snapshot(now=now, limits=ctx.backends[backend].limits, modes=modes, jobs=waiting)
+        limits = effective(ctx.backends[backend].limits, locked)
+        snapshot = Snapshot(now=now, limits=limits, modes=modes, jobs=waiting)
         decisions = decide(snapshot)
         moves = await _apply(ctx, tx, backend, decisions, now) if decisions else []
+        next_check = await checking.check(ctx, tx, backend, flags, now)
     log_moves(moves)
-    return Pass(moved=len(moves), next_at=next_look(snapshot))
+    looks = [at for at in (next_look(snapshot), next_check) if at is not None]
+    return Pass(moved=len(moves), next_at=min(looks, default=None))
 
 
 def modes_of(flags: Iterable[backends.FlagRow]) -> Modes:

@@ -1,5 +1,6 @@
 """Which content an image's tag stands for now, asked of its registry (OCI distribution API, version 2)."""
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
@@ -7,9 +8,10 @@ from typing import Any, Final
 
 import aiohttp
 import structlog
+from attrs import frozen
 from yarl import URL
 
-from common.clock import Clock
+from common.clock import Clock, SystemClock
 from controller.core.errors import NotFound, Unavailable
 from controller.core.request_checks import shown
 from controller.sources.cache import Cache
@@ -29,6 +31,18 @@ _PATH: Final = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
+
+
+@frozen(kw_only=True)
+class Glance:
+    """What is known of an image now."""
+
+    at: float
+    """When it was learnt, by the monotonic clock."""
+    digest: str | None = None
+    """None if the registry did not say."""
+    pending: bool = False
+    """Whether the registry is only being asked: glance again."""
 
 
 class ImageDigests:
@@ -52,7 +66,10 @@ class ImageDigests:
         self._registry = registry.rstrip("/")
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._seconds = seconds
+        self._clock = clock or SystemClock()
         self._cache: Cache[str, str] = Cache(1024, seconds=seconds, clock=clock)
+        self._glances: dict[str, asyncio.Task[Glance]] = {}
 
     async def resolve(self, image: str) -> str:
         """The digest `sha256:...` of `name:tag`, with or without the registry in front.
@@ -63,8 +80,34 @@ class ImageDigests:
         name = image.removeprefix(f"{self._registry}/")
         return await self._cache.get(name, lambda: self._ask(name))
 
+    def glance(self, image: str) -> Glance:
+        """What can be said without waiting; for those who must not wait for a network.
+
+        The first glance begins to ask, and says that nothing is known yet; a later one has the answer. So does one
+        after the registry failed: then there is no digest, and the next glance asks again.
+        """
+        asked = self._glances.get(image)
+        if asked is None or (asked.done() and self._clock.monotonic() - asked.result().at > self._seconds):
+            self._glances[image] = asyncio.create_task(self._look(image))
+            return Glance(at=self._clock.monotonic(), pending=True)
+        if not asked.done():
+            return Glance(at=self._clock.monotonic(), pending=True)
+        del self._glances[image]
+        return asked.result()
+
+    async def _look(self, image: str) -> Glance:
+        try:
+            digest: str | None = await self.resolve(image)
+        except Exception as error:  # whatever it is, nobody's work may end by it
+            log.warning("image digest is not known", image=image, error=str(error))
+            digest = None
+        return Glance(at=self._clock.monotonic(), digest=digest)
+
     async def close(self) -> None:
         """Give up requests that are under way."""
+        for glance in self._glances.values():
+            glance.cancel()
+        await asyncio.gather(*self._glances.values(), return_exceptions=True)
         await self._cache.close()
 
     async def _ask(self, image: str) -> str:

@@ -36,17 +36,42 @@ class AgentRow:
     executor: str
     slots: int
     egress: Mapping[str, Any]
+    on_loss: str
     last_seen_at: datetime
+    load: int
+
+
+@frozen
+class LimitsRow:
+    slug: str
+    workers: float | None
+    db_workers: float | None
+
+
+@frozen
+class DemandRow:
+    backend: str
+    requires_db: bool
+    state: str
+    weight: float
+    jobs: int
 
 
 @frozen
 class UnfinishedRow:
     running: int
     cancelling: int
+    unconfirmed: list[str]
+
+
+@frozen
+class LockedAgentRow:
+    last_seen_at: datetime
+    on_loss: str
 
 
 ensure = command("backends", "ensure")
-lock = command("backends", "lock")
+lock = query("backends", "lock", LimitsRow)
 see = command("backends", "see")
 seen = query("backends", "seen", SeenRow)
 flags = query("backends", "flags", FlagRow)
@@ -56,4 +81,9 @@ unfinished = query("backends", "unfinished", UnfinishedRow)
 declare_agent = command("backends", "declare_agent")
 see_agent = command("backends", "see_agent")
 agents = query("backends", "agents", AgentRow)
+lock_agent = query("backends", "lock_agent", LockedAgentRow)
+forget_agent = command("backends", "forget_agent")
+limits = query("backends", "limits", LimitsRow)
+set_limits = command("backends", "set_limits")
+demand = query("backends", "demand", DemandRow)
 notify = command("backends", "notify")

@@ -4,7 +4,8 @@ INSERT INTO backend (slug, created_at) SELECT unnest(@slugs::text[]), @now ON CO
 
 -- name: lock
 -- One writer of job states per backend at a time: every other lock in such a transaction is then free of deadlocks.
-SELECT slug FROM backend WHERE slug = @backend FOR NO KEY UPDATE;
+-- With it come the limits that an operator has set (null: the settings').
+SELECT slug, workers, db_workers FROM backend WHERE slug = @backend FOR NO KEY UPDATE;
 
 -- name: see
 -- The heartbeat.
@@ -36,24 +37,56 @@ SELECT id FROM job WHERE backend = @backend AND state = 'running' ORDER BY seq;
 -- name: unfinished
 -- What a reboot would interrupt: jobs, and stops that no agent has confirmed yet.
 SELECT (SELECT count(*) FROM job WHERE backend = @backend AND state = 'running') AS running,
-       (SELECT count(*) FROM task WHERE backend = @backend AND active AND type = 'canceljob') AS cancelling;
+       (SELECT count(*) FROM task WHERE backend = @backend AND active AND type = 'canceljob') AS cancelling,
+       ARRAY(SELECT DISTINCT coalesce(agent, for_agent) FROM task
+             WHERE backend = @backend AND active AND type = 'canceljob' AND coalesce(agent, for_agent) IS NOT NULL
+             ORDER BY 1) AS unconfirmed;
 
 -- name: declare_agent
 -- What an agent says of itself at every start.
-INSERT INTO agent (backend, id, version, executor, slots, egress, last_seen_at)
-VALUES (@backend, @id, @version, @executor, @slots, @egress, @now)
+INSERT INTO agent (backend, id, version, executor, slots, egress, on_loss, last_seen_at)
+VALUES (@backend, @id, @version, @executor, @slots, @egress, @on_loss, @now)
 ON CONFLICT (backend, id) DO UPDATE
 SET version = excluded.version, executor = excluded.executor, slots = excluded.slots, egress = excluded.egress,
-    last_seen_at = excluded.last_seen_at;
+    on_loss = excluded.on_loss, last_seen_at = excluded.last_seen_at;
 
 -- name: see_agent
 -- The heartbeat of one agent.
 UPDATE agent SET last_seen_at = @now WHERE backend = @backend AND id = @id;
 
 -- name: agents
--- Everybody who ever declared themselves for these backends.
-SELECT id, backend, version, executor, slots, egress, last_seen_at FROM agent
-WHERE backend = ANY(@backends::text[]) ORDER BY backend, id;
+-- Everybody who ever declared themselves for these backends, and how many jobs each holds.
+SELECT agent.id, agent.backend, version, executor, slots, egress, on_loss, last_seen_at, coalesce(held.jobs, 0) AS load
+FROM agent
+LEFT JOIN (
+    SELECT backend, agent, count(*) AS jobs FROM task
+    WHERE backend = ANY(@backends::text[]) AND active AND type = 'runjob'
+    GROUP BY backend, agent
+) AS held ON held.backend = agent.backend AND held.agent = agent.id
+WHERE agent.backend = ANY(@backends::text[]) ORDER BY agent.backend, agent.id;
+
+-- name: limits
+-- What an operator has set (null: the settings').
+SELECT slug, workers, db_workers FROM backend WHERE slug = ANY(@backends::text[]);
+
+-- name: set_limits
+-- From now on; null: as the settings say.
+UPDATE backend SET workers = @workers, db_workers = @db_workers WHERE slug = @backend;
+
+-- name: demand
+-- The weights of the jobs that are not finished: there are few different ones.
+SELECT backend, requires_db, state, weight, count(*) AS jobs FROM job
+WHERE backend = ANY(@backends::text[]) AND state IN ('pending', 'running')
+GROUP BY backend, requires_db, state, weight;
+
+-- name: lock_agent
+-- One agent, held until the transaction ends: a heartbeat waits.
+SELECT last_seen_at, on_loss FROM agent
+WHERE backend = @backend AND id = @id FOR UPDATE;
+
+-- name: forget_agent
+-- It is gone for good.
+DELETE FROM agent WHERE backend = @backend AND id = @id;
 
 -- name: notify
 -- A hint, delivered at commit: the rows are the truth.

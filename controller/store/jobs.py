@@ -101,6 +101,33 @@ class OutputRow:
 
 
 @frozen
+class ListedRow:
+    """A job in a list: no outputs, no history."""
+
+    id: str
+    seq: int
+    rap_id: str
+    position: int
+    backend: str
+    workspace: str
+    action: str
+    state: str
+    code: str
+    message: str
+    requires_db: bool
+    weight: float
+    attempt: int
+    cancelled: bool
+    faults: int
+    not_before: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    code_changed_at: datetime
+    agent: str | None
+
+
+@frozen
 class ChunkRow:
     start: int
     text: str
@@ -145,6 +172,8 @@ outputs = query("jobs", "outputs", OutputRow)
 replace_outputs = command("jobs", "replace_outputs")
 log_length = query("jobs", "log_length", int, scalar("next_offset"))
 append_log = command("jobs", "append_log")
+list_active_page = query("jobs", "list_active_page", ListedRow)
+list_page = query("jobs", "list_page", ListedRow)
 read_log = query("jobs", "read_log", ChunkRow)
 
 

@@ -139,3 +139,52 @@ ON CONFLICT DO NOTHING;
 SELECT start, text FROM job_log
 WHERE job_id = @job_id AND attempt = @attempt AND start + length(text) > @start AND start < @stop
 ORDER BY start;
+
+-- name: list_active_page
+-- What is not finished, oldest first, by keyset, per backend from its own index: few, whatever the history.
+SELECT job.id, job.seq, job.rap_id, job.position, job.backend, job.workspace, job.action, job.state, job.code,
+       job.message, job.requires_db, job.weight, job.attempt, job.cancelled, job.faults, job.not_before, job.created_at,
+       job.started_at, job.completed_at, job.code_changed_at, holder.agent
+FROM (
+    SELECT of_backend.* FROM unnest(@backends::text[]) AS wanted (backend)
+    CROSS JOIN LATERAL (
+        SELECT * FROM job
+        WHERE job.backend = wanted.backend AND job.state IN ('pending', 'running')
+          AND job.seq > coalesce(@after::bigint, 0)
+          AND (@workspace::text IS NULL OR job.workspace = @workspace)
+          AND (@state::text IS NULL OR job.state = @state)
+          AND (@code::text IS NULL OR job.code = @code)
+        ORDER BY job.seq
+        LIMIT @page_size
+    ) AS of_backend
+    ORDER BY of_backend.seq
+    LIMIT @page_size
+) AS job
+LEFT JOIN LATERAL (
+    SELECT agent FROM task WHERE task.job_id = job.id AND task.type = 'runjob' AND task.attempt = job.attempt OFFSET 0
+) AS holder ON true
+ORDER BY job.seq;
+
+-- name: list_page
+-- Jobs of these RAPs, newest RAP first, the last of its jobs first, below one place (RAP and position).
+SELECT job.id, job.seq, job.rap_id, job.position, job.backend, job.workspace, job.action, job.state, job.code,
+       job.message, job.requires_db, job.weight, job.attempt, job.cancelled, job.faults, job.not_before, job.created_at,
+       job.started_at, job.completed_at, job.code_changed_at, holder.agent
+FROM (
+    SELECT of_rap.*, wanted.seq AS rap_seq FROM unnest(@rap_ids::text[], @rap_seqs::bigint[]) AS wanted (rap_id, seq)
+    CROSS JOIN LATERAL (
+        SELECT * FROM job
+        WHERE job.rap_id = wanted.rap_id
+          AND (wanted.seq < @before::bigint OR job.position < @before_position::integer)
+          AND (@state::text IS NULL OR job.state = @state)
+          AND (@code::text IS NULL OR job.code = @code)
+        ORDER BY job.position DESC
+        LIMIT @page_size
+    ) AS of_rap
+    ORDER BY wanted.seq DESC, of_rap.position DESC
+    LIMIT @page_size
+) AS job
+LEFT JOIN LATERAL (
+    SELECT agent FROM task WHERE task.job_id = job.id AND task.type = 'runjob' AND task.attempt = job.attempt OFFSET 0
+) AS holder ON true
+ORDER BY job.rap_seq DESC, job.position DESC;

@@ -1,6 +1,6 @@
 """RAPs as rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from attrs import frozen
@@ -43,9 +43,35 @@ class SummaryRow:
     counts: Mapping[str, int]
 
 
+@frozen
+class WindowRow:
+    id: str
+    seq: int
+
+
+@frozen
+class RequestRow:
+    id: str
+    dialect: str
+    backend: str
+    workspace: str
+    repo_url: str
+    branch: str
+    commit: str
+    database_name: str
+    codelists_ok: bool
+    created_by: str
+    project: str
+    orgs: list[str]
+    analysis_scope: Mapping[str, Sequence[str]]
+    parent_traceparent: str | None
+
+
 insert = query("raps", "insert", str, scalar("id"))
 find = query("raps", "find", FoundRow)
 owners = query("raps", "owners", OwnerRow)
 list_page = query("raps", "list_page", SummaryRow)
 list_active_page = query("raps", "list_active_page", SummaryRow)
 summary = query("raps", "summary", SummaryRow)
+window = query("raps", "window", WindowRow)
+request = query("raps", "request", RequestRow)

@@ -71,3 +71,23 @@ CROSS JOIN LATERAL (
     FROM (SELECT state, count(*) AS jobs FROM job WHERE job.rap_id = rap.id GROUP BY state) AS by_state
 ) AS tally
 WHERE rap.id = @id AND rap.backend = ANY(@backends::text[]);
+
+-- name: window
+-- The RAPs whose jobs a page of jobs may look through, newest first: bounds keep a rare state from being searched for
+-- through all of history at once.
+SELECT of_backend.id, of_backend.seq FROM unnest(@backends::text[]) AS wanted (backend)
+CROSS JOIN LATERAL (
+    SELECT id, seq FROM rap
+    WHERE rap.backend = wanted.backend AND rap.seq <= @before::bigint
+      AND (@workspace::text IS NULL OR rap.workspace = @workspace)
+    ORDER BY rap.seq DESC
+    LIMIT @look
+) AS of_backend
+ORDER BY of_backend.seq DESC
+LIMIT @look;
+
+-- name: request
+-- What was asked for, to ask for a part of it once more.
+SELECT id, dialect, backend, workspace, repo_url, branch, commit, database_name, codelists_ok, created_by, project,
+       orgs, analysis_scope, parent_traceparent
+FROM rap WHERE id = @id;

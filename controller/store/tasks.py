@@ -47,9 +47,26 @@ class VoidedRow:
 
 
 @frozen
+class RoundRow:
+    type: str
+    active: str | None
+    lease_expires_at: datetime | None
+    finished_at: datetime | None
+
+
+@frozen
+class LastCheckRow:
+    backend: str
+    type: str
+    finished_at: datetime
+    status: str | None
+
+
+@frozen
 class AbandonedRow:
     job_id: str
     agent: str
+    on_loss: str
 
 
 @frozen
@@ -73,10 +90,16 @@ insert = command("tasks", "insert")
 list_active = query("tasks", "list_active", TaskRow, _task)
 claim = query("tasks", "claim", TaskRow, _task)
 renew = command("tasks", "renew")
+rounds = query("tasks", "rounds", RoundRow)
+last_checks = query("tasks", "last_checks", LastCheckRow)
+void_checks = query("tasks", "void_checks", str, scalar("id"))
+hand_over_checks = query("tasks", "hand_over_checks", str, scalar("id"))
 revoked = query("tasks", "revoked", str, scalar("id"))
 lock = query("tasks", "lock", LockedRow, _task_state)
 write = command("tasks", "write")
 void_runs = query("tasks", "void_runs", VoidedRow)
 abandoned = query("tasks", "abandoned", AbandonedRow)
+held_by = query("tasks", "held_by", AbandonedRow)
+void_others_of = query("tasks", "void_others_of", str, scalar("id"))
 release = query("tasks", "release", str, scalar("job_id"))
 holders = query("tasks", "holders", HolderRow)

@@ -39,7 +39,8 @@ WITH lost AS (
       AND active AND (agent IS NULL OR agent = @agent)
     RETURNING id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at, seq
 )
-SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at FROM claimed ORDER BY seq;
+SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at FROM claimed
+ORDER BY type <> 'dbstatus', seq;
 
 -- name: renew
 -- The agent still works on these. Whoever locks several tasks does so by seq, so that nobody waits in a circle.
@@ -49,6 +50,53 @@ WITH held AS (
     ORDER BY seq FOR UPDATE
 )
 UPDATE task SET lease_expires_at = @lease FROM held WHERE task.id = held.id;
+
+-- name: rounds
+-- Where a backend is with each of these kinds of check: the active one, and when the last one was over.
+SELECT kind.type, current.id AS active, current.lease_expires_at, past.finished_at
+FROM unnest(@types::text[]) AS kind (type)
+LEFT JOIN LATERAL (
+    SELECT id, lease_expires_at FROM task
+    WHERE backend = @backend AND type = kind.type AND active AND type IN ('dbstatus', 'dbdatacheck')
+) AS current ON true
+LEFT JOIN LATERAL (
+    SELECT finished_at FROM task
+    WHERE backend = @backend AND type = kind.type AND finished_at IS NOT NULL AND type IN ('dbstatus', 'dbdatacheck')
+    ORDER BY finished_at DESC LIMIT 1
+) AS past ON true;
+
+-- name: last_checks
+-- How the last check of each kind ended that an agent spoke of; no row for a kind that was never asked for.
+SELECT site.backend, kind.type, past.finished_at, past.results #>> '{results,status}' AS status
+FROM unnest(@backends::text[]) WITH ORDINALITY AS site (backend, place)
+CROSS JOIN unnest(ARRAY['dbstatus', 'dbdatacheck']) WITH ORDINALITY AS kind (type, place)
+CROSS JOIN LATERAL (
+    SELECT finished_at, results FROM task
+    WHERE backend = site.backend AND type = kind.type AND complete AND finished_at IS NOT NULL
+      AND type IN ('dbstatus', 'dbdatacheck')
+    ORDER BY finished_at DESC LIMIT 1
+) AS past
+ORDER BY site.place, kind.place;
+
+-- name: void_checks
+-- Nobody wants these any more; an agent that holds one learns it as revoked. One that its agent is just renewing is
+-- left for the next pass: waiting for it with other tasks locked could be waiting in a circle.
+WITH unwanted AS (
+    SELECT id FROM task WHERE id = ANY(@ids::text[]) AND active AND type IN ('dbstatus', 'dbdatacheck')
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE task SET active = false, finished_at = @now FROM unwanted WHERE task.id = unwanted.id
+RETURNING task.id;
+
+-- name: hand_over_checks
+-- Their agent fell silent: the same check is anybody's again. Carrying one out twice is harmless.
+WITH silent AS (
+    SELECT id FROM task
+    WHERE id = ANY(@ids::text[]) AND active AND lease_expires_at <= @now AND type IN ('dbstatus', 'dbdatacheck')
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE task SET agent = NULL, lease_expires_at = NULL FROM silent WHERE task.id = silent.id
+RETURNING task.id;
 
 -- name: revoked
 -- What the agent holds and should stop: void or somebody else's. Not what it has just completed, and not what a
@@ -102,9 +150,22 @@ ORDER BY job_id, attempt DESC;
 -- name: abandoned
 -- Attempts whose agent let its lease end while another agent of the backend is alive to take them over. With nobody
 -- else there, waiting is better: the agent may come back with a finished job.
-SELECT task.job_id, task.agent FROM task
+SELECT task.job_id, task.agent, coalesce(holder.on_loss, 'retry') AS on_loss FROM task
+LEFT JOIN agent AS holder ON holder.backend = task.backend AND holder.id = task.agent
 WHERE task.backend = @backend AND task.active AND task.type = 'runjob' AND task.lease_expires_at < @now
   AND EXISTS (
         SELECT FROM agent
         WHERE agent.backend = task.backend AND agent.id <> task.agent AND agent.last_seen_at >= @alive_since)
-ORDER BY task.seq FOR UPDATE;
+ORDER BY task.seq FOR UPDATE OF task;
+
+-- name: held_by
+-- Every attempt that one agent holds.
+SELECT job_id, agent, @on_loss::text AS on_loss FROM task
+WHERE backend = @backend AND agent = @agent AND active AND type = 'runjob'
+ORDER BY seq FOR UPDATE;
+
+-- name: void_others_of
+-- What only this agent could have confirmed: stops and checks that it holds, or that are meant for it alone.
+UPDATE task SET active = false, finished_at = @now
+WHERE backend = @backend AND active AND type <> 'runjob' AND @agent IN (agent, for_agent)
+RETURNING id;

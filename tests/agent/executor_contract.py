@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+import attrs
 import psutil
 import pytest
 from attrs import frozen
@@ -336,6 +337,14 @@ class ProcessContract(ExecutorContract):
         await executor.execute(run)
         await ended(executor, run)
         assert await output(executor, run) == "0123"
+
+    async def test_errors_can_be_kept_apart(self, executor: Executor, maker: Maker) -> None:
+        code = "import os\nfor i in range(4): os.write(1 + i % 2, b'%d' % i)"
+        run = attrs.evolve(maker("python", "-c", code), errors=maker.root / "errors")
+        await executor.execute(run)
+        await ended(executor, run)
+        assert await output(executor, run) == "02"
+        assert (maker.root / "errors").read_text() == "13"
 
     async def test_logs_of_a_running_job(self, executor: Executor, maker: Maker) -> None:
         run = maker("python", "-c", f"print('so far', flush=True); {READY_THEN_GO}; print('and the rest')")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from attrs import define, field
 
 from agent.executors.base import ExecutorError, Exit, Phase, Run, Status
+from common.protocol import OnLoss
 
 
 @define
@@ -23,6 +24,7 @@ class ScriptedExecutor:
     """`script` is called when a job starts; a number ends the job with that exit code, None lets it run on."""
 
     name = "scripted"
+    on_loss = OnLoss.RETRY
 
     def __init__(self, script: Callable[[Run], int | None] = lambda run: 0) -> None:
         self.script = script

@@ -79,7 +79,7 @@ async def test_an_agent_killed_at_any_point_is_succeeded_by_one_that_finishes_th
         assert final["stage"] == "finalized"
         assert final["results"]["exit_code"] == "0"
         assert (tmp_path / "high/workspaces/ws/output/table.csv").exists()
-        assert not (tmp_path / "high/volumes/jobone").exists()
+        assert not (tmp_path / f"high/volumes/{T1}").exists()
 
 
 async def test_killed_while_outputs_are_stored_they_are_stored_again(
@@ -149,7 +149,7 @@ async def test_a_stale_verdict_stops_the_job_without_another_word(tmp_path: Path
                 await loop._await_tasks()
         assert stage.notes == []
         assert T1 not in stage.controller.complete
-        assert not (tmp_path / "high/volumes/jobone").exists()
+        assert not (tmp_path / f"high/volumes/{T1}").exists()
 
 
 async def test_a_revoked_task_is_ended_without_a_report(tmp_path: Path) -> None:

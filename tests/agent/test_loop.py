@@ -47,7 +47,7 @@ async def test_a_job_runs_from_offer_to_stored_outputs(tmp_path: Path) -> None:
         assert log.startswith("hello from the job\n")
         assert "exit_code: 0" in log
         assert stage.controller.logs[T1] == log
-        assert not (tmp_path / "high/volumes/jobone").exists()
+        assert not (tmp_path / f"high/volumes/{T1}").exists()
         assert stage.controller.declarations[0]["executor"] == "scripted"
 
 
@@ -137,17 +137,15 @@ async def test_what_the_user_must_fix_is_a_fatal_error(
         assert stage.executor.starts == []
 
 
-async def test_database_utilities_are_refused_in_their_own_shape(tmp_path: Path) -> None:
+async def test_tasks_of_an_unknown_type_are_refused(tmp_path: Path) -> None:
     async with stand(tmp_path) as stage, stage.agent():
         from attrs import evolve
 
-        definition = {"database_name": "default", "image": "x", "image_sha": None}
-        task = evolve(stage.run_task(), id="dbstatus-1", type="dbstatus", job_id=None, definition=definition)
-        await stage.controller.offer(task)
-        await stage.controller.until(lambda: "dbstatus-1" in stage.controller.complete)
-        results = stage.controller.final("dbstatus-1")["results"]
+        await stage.controller.offer(evolve(stage.run_task(), id="new-1", type="new", job_id=None))
+        await stage.controller.until(lambda: "new-1" in stage.controller.complete)
+        results = stage.controller.final("new-1")["results"]
         assert results["results"] is None
-        assert set(results["error"]) == {"type", "message"}
+        assert results["error"] == {"type": "Unsupported", "message": "this agent knows no tasks of type new"}
 
 
 async def test_a_freed_slot_is_offered_without_waiting_for_the_poll(tmp_path: Path) -> None:

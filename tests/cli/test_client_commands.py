@@ -459,7 +459,14 @@ async def test_backends_with_their_agents(controller: FakeController) -> None:
         "egress": {},
     }
     controller.script["GET /api/agents"] = (200, {"agents": [agent]})
-    both = [_backend("test", paused=True), _backend("other", db_maintenance=True, db_maintenance_type="manual")]
+    checks = [
+        {"kind": "dbstatus", "finished_at": "2026-01-01T00:00:00Z", "answer": "none;0"},
+        {"kind": "dbdatacheck", "finished_at": "2026-01-01T00:00:00Z", "answer": "FAILED"},
+    ]
+    both = [
+        _backend("test", paused=True, checks=checks),
+        _backend("other", db_maintenance=True, db_maintenance_type="manual"),
+    ]
     controller.script["GET /api/backends"] = (200, {"backends": both})
     result = await invoke(controller, "backends")
     for part in ("paused", "database maintenance (manual)", "node-1: sandbox, 4 slots, seen never", "none"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.commands import reboot
+from cli import confirmation
 from cli.main import rap
 from tests.cli.fake_controller import TOKEN, FakeController, invoke, serving
 
@@ -171,7 +171,7 @@ async def test_without_a_terminal_there_is_no_question(controller: FakeControlle
 async def test_at_a_terminal_it_asks(
     controller: FakeController, monkeypatch: pytest.MonkeyPatch, said: str, code: int
 ) -> None:
-    monkeypatch.setattr(reboot, "_has_person", lambda: True)
+    monkeypatch.setattr(confirmation, "has_person", lambda: True)
     controller.script[STATUS] = (200, status(paused=False, running=3, safe=False))
     controller.script[PREPARE] = (200, {"changed": ["paused"], "jobs": ["a" * 16] * 3, "status": status()})
     environ = {"RAP_URL": controller.url, "RAP_TOKEN": TOKEN, "RAP_RETRY_FOR": "0"}
@@ -209,3 +209,30 @@ async def test_flags_are_listed_with_null_apart_from_empty(controller: FakeContr
     document = await invoke(controller, "flags", "b", "--json")
     assert json.loads(document.stdout) == {"flags": listed}
     assert controller.paths() == ["GET /api/flags", "GET /api/flags?backend=b"]
+
+
+async def test_an_agent_is_forgotten_and_its_work_told(controller: FakeController) -> None:
+    answer = {"backend": "b", "agent": "node-1", "jobs": ["a" * 16], "stops": 2}
+    controller.script["POST /api/backends/b/agents/node-1/forget"] = (200, answer)
+    result = await invoke(controller, "forget-agent", "b", "node-1", "-y")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "Agent node-1 of backend b is forgotten: 1 of its jobs moved on, 2 unconfirmed stops count as done\n",
+    )
+    document = await invoke(controller, "forget-agent", "b", "node-1", "-y", "--json")
+    assert json.loads(document.stdout) == answer
+
+
+async def test_forgetting_an_agent_without_a_yes_changes_nothing(controller: FakeController) -> None:
+    result = await invoke(controller, "forget-agent", "b", "node-1")
+    assert result.exit_code == 2
+    assert "taking an agent's work away needs a yes" in result.stderr
+    assert controller.requests == []
+
+
+async def test_an_agent_that_lives_is_not_forgotten(controller: FakeController) -> None:
+    said = {"error": "conflict", "message": "Agent 'node-1' was seen 3 s ago. Stop it first."}
+    controller.script["POST /api/backends/b/agents/node-1/forget"] = (409, said)
+    result = await invoke(controller, "forget-agent", "b", "node-1", "-y")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "was seen 3 s ago" in result.stderr

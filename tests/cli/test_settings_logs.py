@@ -10,7 +10,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import logs
+from common import logs, tokens
 
 SECRET = "swordfish-swordfish"
 
@@ -51,6 +51,19 @@ def test_the_standard_librarys_logging_takes_the_same_way(stream: io.StringIO):
     assert (line["event"], line["level"], line["attempt"]) == ("lost one", "warning", 2)
     logging.getLogger("aiohttp.access").info("GET /")
     assert len(lines(stream)) == 1
+
+
+def test_a_token_of_our_making_is_masked_though_nobody_told_of_it(stream: io.StringIO):
+    planted = tokens.make()
+    try:
+        raise ValueError(f"no such token: {planted}")
+    except ValueError:
+        structlog.get_logger().exception("lookup_failed", path=f"/x/{planted}/y", nested={"a": [planted]})
+    logging.getLogger("asyncpg").warning("Authorization: Bearer %s", planted)
+    assert planted not in stream.getvalue()
+    assert stream.getvalue().count(logs.MASK) >= 4
+    structlog.get_logger().info("rap_schedule", channel="rap_tokens", workspace="rap_of_an_ordinary_length")
+    assert lines(stream)[-1]["workspace"] == "rap_of_an_ordinary_length"
 
 
 def test_values_of_keys_that_sound_secret_are_masked(stream: io.StringIO):

@@ -18,8 +18,10 @@ from controller.core.machine import (
     Failed,
     Faulted,
     IllegalTransition,
+    Killed,
     Progressed,
     Reset,
+    Retried,
     Started,
     Succeeded,
     Waiting,
@@ -39,6 +41,8 @@ EVENTS: list[Event] = [
     Reset(code=StatusCode.WAITING_ON_REBOOT),
     Faulted(rest=timedelta(seconds=5)),
     Cancelled(),
+    Killed(),
+    Retried(),
 ]
 AT = {
     JobState.PENDING: progress(StatusCode.WAITING_ON_DEPENDENCIES),
@@ -139,6 +143,39 @@ def test_a_cancel_ends_a_running_job() -> None:
     )
 
 
+@pytest.mark.parametrize("state", [JobState.PENDING, JobState.RUNNING])
+def test_a_kill_ends_a_job_that_stays_in_its_workspaces_memory(state: JobState) -> None:
+    move = step(AT[state], Killed(), later(1))
+    assert move.ended
+    assert move.recorded
+    assert (move.after.code, move.after.message) == (StatusCode.KILLED_BY_ADMIN, "Killed by an administrator")
+    assert (move.after.cancelled, move.after.completed_at) == (False, later(1))
+
+
+@pytest.mark.parametrize("event", [Killed(), Retried()])
+@pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.FAILED])
+def test_what_is_over_is_neither_killed_nor_retried(state: JobState, event: Event) -> None:
+    with pytest.raises(IllegalTransition):
+        step(AT[state], event, NOW)
+
+
+def test_a_retry_of_a_running_job_is_another_attempt_without_a_past() -> None:
+    move = step(attrs.evolve(AT[JobState.RUNNING], faults=2), Retried(), later(1))
+    after = move.after
+    assert (after.code, after.faults, after.not_before) == (StatusCode.WAITING_ON_NEW_TASK, 0, None)
+    assert (after.started_at, after.attempt) == (None, 1)
+    assert after.message == move.told == "An administrator asked for another attempt"
+
+
+def test_a_retry_of_a_resting_job_ends_its_rest_and_is_recorded() -> None:
+    resting = step(AT[JobState.RUNNING], Faulted(rest=timedelta(seconds=60), cause="disk full"), later(1)).after
+    move = step(resting, Retried(), later(2))
+    after = move.after
+    assert (after.code, after.message) == (resting.code, resting.message)
+    assert (after.faults, after.not_before, after.code_changed_at) == (0, None, resting.code_changed_at)
+    assert (move.recorded, move.told) == (True, "An administrator asked for another attempt")
+
+
 def _events() -> st.SearchStrategy[Event]:
     times = st.none() | st.floats(-1000, 1000).map(later)
     return st.one_of(
@@ -150,11 +187,11 @@ def _events() -> st.SearchStrategy[Event]:
         st.just(DependencyFailed()),
         st.sampled_from(sorted(RESETS)).map(lambda code: Reset(code=code)),
         st.integers(0, 100).map(lambda seconds: Faulted(rest=timedelta(seconds=seconds))),
-        st.sampled_from(sorted(CODES_ALLOWED[Cancelled])).map(lambda code: Cancelled(code=code)),
+        st.sampled_from([Cancelled(), Killed(), Retried()]),
     )
 
 
-def check_invariants(now: Progress, before: Progress) -> None:
+def check_invariants(now: Progress, before: Progress, event: Event) -> None:
     """What must hold of every job after every step; the database's constraints say the same."""
     assert now.state is now.code.state
     assert (now.completed_at is not None) == now.state.is_terminal
@@ -162,7 +199,7 @@ def check_invariants(now: Progress, before: Progress) -> None:
     assert now.state is not JobState.PENDING or now.started_at is None
     assert now.not_before is None or now.state is JobState.PENDING
     assert now.attempt - before.attempt in (0, 1)
-    assert now.faults - before.faults in (0, 1)
+    assert now.faults == 0 if isinstance(event, Retried) else now.faults - before.faults in (0, 1)
     assert now.code_changed_at >= before.code_changed_at or now.state is before.state is JobState.PENDING
     assert not before.state.is_terminal or now.state is before.state
     assert not before.cancelled or now.cancelled
@@ -178,7 +215,7 @@ def test_random_walks_keep_the_invariants(walk: list[tuple[Event, float]]) -> No
         except IllegalTransition:
             assert (job.state, type(event)) not in TRANSITIONS
             continue
-        check_invariants(moved, job)
+        check_invariants(moved, job, event)
         job = moved
 
 

@@ -6,7 +6,7 @@ import pytest
 from controller.core.codes import StatusCode
 from controller.core.machine import Event, Failed, Faulted, Progressed, Succeeded
 from controller.core.outcome import LONGEST_MESSAGE, SenselessReport, agent_time, conclusion, progress
-from controller.core.retry import MAX_FAULTS, delay
+from controller.core.retry import DEFAULT
 from tests.factories import job
 
 RUNNING = job(StatusCode.EXECUTING)
@@ -60,8 +60,8 @@ def test_database_jobs_get_a_text_for_their_exit_code_unless_the_agent_gave_one(
 def test_an_agents_error_is_tried_again_until_the_attempts_are_used_up() -> None:
     results = {"error": {"exception": "OSError", "message": "No space left on device"}}
     first = attrs.evolve(RUNNING, progress=attrs.evolve(RUNNING.progress, attempt=7))
-    last = attrs.evolve(RUNNING, progress=attrs.evolve(RUNNING.progress, faults=MAX_FAULTS - 1))
-    again = Faulted(rest=delay(1, 0.25), cause="No space left on device")
+    last = attrs.evolve(RUNNING, progress=attrs.evolve(RUNNING.progress, faults=DEFAULT.limit - 1))
+    again = Faulted(rest=DEFAULT.delay(1, 0.25), cause="No space left on device")
     assert conclusion(first, results, None, jitter=0.25) == again
     end = conclusion(last, results, None)
     assert isinstance(end, Failed)

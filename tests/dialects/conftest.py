@@ -27,7 +27,7 @@ PORTAL_TOKEN = "portal-token"
 AGENT_TOKEN = "agent-token"
 OTHER_AGENT_TOKEN = "other-agent-token"
 
-PORTAL = Principal(name="portal", backends=("test", "other"), verbs=frozenset({Verb.READ, Verb.RUN}))
+PORTAL = Principal(name="portal", grants=dict.fromkeys(("test", "other"), frozenset({Verb.READ, Verb.RUN})))
 
 
 def make_tokens() -> Tokens:

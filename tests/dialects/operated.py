@@ -1,12 +1,16 @@
 """What a scripted engine answers to operators' commands, as in the examples of schemas/native."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from controller.core.errors import Forbidden, NotFound
-from controller.core.model import JobId
+from controller.core.codes import JobState, StatusCode
+from controller.core.diagnosis import Finding, Severity
+from controller.core.errors import Conflict, Forbidden, NotFound
+from controller.core.model import Job, JobId, RapId, Verb
+from controller.core.tokens import NewToken, TokenKind
 from controller.engine import results
 from controller.engine.operating import FLAGS
+from tests.factories import progress, spec
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -35,7 +39,46 @@ def _pause(_: object, backend: str) -> Any:
     return _set(("paused",), paused="true")
 
 
+def token(**changes: Any) -> results.TokenView:
+    values: dict[str, Any] = {
+        "name": "laptop",
+        "kind": TokenKind.CLIENT,
+        "state": results.TokenState.VALID,
+        "grants": {"test": frozenset({Verb.RUN, Verb.READ})},
+        "elsewhere": False,
+        "created_at": T0,
+        "created_by": "portal",
+        "expires_at": T0 + timedelta(days=90),
+        "revoked_at": None,
+        "revoked_by": None,
+    }
+    return results.TokenView(**values | changes)
+
+
+REVOKED = {"state": results.TokenState.REVOKED, "revoked_at": T0, "revoked_by": "portal"}
+
+
+def _create_token(_: object, new: NewToken) -> Any:
+    if new.name == "taken":
+        message = "The name 'taken' is taken, be it by a token that was revoked: choose another one."
+        return Conflict(message, name=new.name)
+    return results.TokenChange(changed=True, token=token())
+
+
 ANSWERS: dict[str, Any] = {
+    "tokens": [
+        token(),
+        token(
+            name="node-1",
+            kind=TokenKind.AGENT,
+            grants={"test": frozenset({Verb.AGENT})},
+            elsewhere=True,
+            expires_at=None,
+            **REVOKED,
+        ),
+    ],
+    "create_token": _create_token,
+    "revoke_token": results.TokenChange(changed=True, token=token(**REVOKED)),
     "pause": _pause,
     "unpause": _set((), paused=None),
     "start_maintenance": _set(
@@ -48,6 +91,91 @@ ANSWERS: dict[str, Any] = {
     "prepare_for_reboot": results.RebootPrepared(
         changed=("paused",),
         jobs=(JobId("mzxw6ytboi2dgnbu"),),
-        status=results.RebootStatus(backend="test", paused=True, running=0, cancelling=1),
+        status=results.RebootStatus(
+            backend="test", paused=True, running=0, cancelling=1, unconfirmed=("backend-node-1",)
+        ),
     ),
+    "forget_agent": results.Forgotten(
+        backend="test", agent="backend-node-1", jobs=(JobId("mzxw6ytboi2dgnbu"),), stops=1
+    ),
+}
+ANSWERS |= {
+    "prune": results.Pruned(
+        backend="test",
+        cutoff=T0,
+        dry_run=False,
+        raps=120,
+        jobs=1440,
+        kept=3,
+        outputs=4100,
+        events=8800,
+        logs=950,
+        tasks=1490,
+        next_after=4711,
+    ),
+    "diagnose": results.Diagnosis(
+        at=T0,
+        findings=(
+            Finding(
+                name="database_durability", level=Severity.OK, message="What the database confirms is on its disk."
+            ),
+            Finding(
+                name="scheduler",
+                level=Severity.PROBLEM,
+                backend="test",
+                message="3 jobs were looked at by no scheduling pass, the oldest for 12 minutes.",
+                advice="look for schedule_failed in the log of the controllers, and restart them",
+            ),
+        ),
+    ),
+}
+
+
+POOL = results.PoolView(configured=10.0, override=2.0, limit=2.0, in_use=4.0, running=3, pending=200, too_heavy=1)
+EMPTY = results.PoolView(configured=10.0, override=None, limit=10.0, in_use=0.0, running=0, pending=0, too_heavy=0)
+CAPACITY = results.CapacityView(backend="test", workers=POOL, db_workers=EMPTY)
+KILLED = Job(
+    spec=spec(
+        id=JobId("mzxw6ytboi2dgnbu"), rap_id=RapId("abcdefgh23456777"), workspace="study-main", action="describe"
+    ),
+    progress=progress(StatusCode.KILLED_BY_ADMIN),
+)
+ANSWERS |= {
+    "list_jobs": results.JobPage(
+        jobs=(
+            results.JobSummary(
+                id=KILLED.id,
+                rap_id=RapId("abcdefgh23456777"),
+                backend="test",
+                workspace="study-main",
+                action="describe",
+                created_by="alice",
+                state=JobState.PENDING,
+                code=StatusCode.WAITING_ON_WORKERS,
+                message="Waiting on available workers for resource intensive job",
+                requires_db=False,
+                weight=2.0,
+                attempt=1,
+                cancelled=False,
+                faults=1,
+                not_before=T0,
+                agent="backend-node-1",
+                created_at=T0,
+                started_at=None,
+                completed_at=None,
+                code_changed_at=T0 + timedelta(seconds=2),
+            ),
+        ),
+        next_cursor="NDI",
+    ),
+    "kill": results.JobKilled(job=KILLED, changed=True),
+    "retry": results.JobRetried(
+        job=KILLED,
+        done=results.Retry.RESUBMITTED,
+        message="The job is finished and stays so; RAP abcdefgh23456722 asks for its action again.",
+        rap_id=RapId("abcdefgh23456722"),
+        new_job=JobId("mzxw6ytboi2dgnbx"),
+    ),
+    "limits": [CAPACITY],
+    "set_limits": results.CapacitySet(changed=("workers",), capacity=CAPACITY),
 }

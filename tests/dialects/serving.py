@@ -16,7 +16,7 @@ from tests.fakes.engine import ScriptedEngine
 
 CLIENT = {"Authorization": "Bearer client-token"}
 AGENT = {"Authorization": "Bearer agent-token"}
-PRINCIPAL = Principal(name="portal", backends=("test", "other"), verbs=frozenset({Verb.READ, Verb.RUN}))
+PRINCIPAL = Principal(name="portal", grants=dict.fromkeys(("test", "other"), frozenset({Verb.READ, Verb.RUN})))
 
 
 @asynccontextmanager

@@ -22,22 +22,31 @@ def principal(token: str, **tokens: str) -> Principal | None:
 
 def test_a_clients_token_does_not_manage() -> None:
     found = principal("c", A_CLIENT_TOKENS="c", A_OPERATOR_TOKENS="o")
-    assert found == Principal(name="client of a", backends=("a",), verbs=CLIENT)
+    assert found == Principal(name="client of a", grants={"a": CLIENT})
 
 
 def test_an_operators_token_reads_and_runs_too() -> None:
     found = principal("o", A_CLIENT_TOKENS="c", A_OPERATOR_TOKENS="o")
-    assert found == Principal(name="operator of a", backends=("a",), verbs=OPERATOR)
+    assert found == Principal(name="operator of a", grants={"a": OPERATOR})
 
 
 def test_a_token_in_both_lists_has_the_rights_of_both_once() -> None:
     found = principal("t", A_CLIENT_TOKENS="t,c", A_OPERATOR_TOKENS="t")
-    assert found == Principal(name="operator of a", backends=("a",), verbs=OPERATOR)
+    assert found == Principal(name="operator of a", grants={"a": OPERATOR})
 
 
 def test_an_operator_of_several_backends_sees_them_in_their_order() -> None:
     found = principal("o", A_OPERATOR_TOKENS="o", B_OPERATOR_TOKENS="o,p")
-    assert found == Principal(name="operator of b, a", backends=("b", "a"), verbs=OPERATOR)
+    assert found == Principal(name="operator of b, a", grants={"b": OPERATOR, "a": OPERATOR})
+    assert found.backends == ("b", "a")
+
+
+def test_a_token_manages_one_backend_and_merely_uses_another() -> None:
+    found = principal("t", A_OPERATOR_TOKENS="t", B_CLIENT_TOKENS="t")
+    assert found == Principal(name="operator of a, client of b", grants={"b": CLIENT, "a": OPERATOR})
+    assert found.backends_for(Verb.MANAGE) == ("a",)
+    assert found.backends_for(Verb.READ) == ("b", "a")
+    assert [found.may(Verb.MANAGE, backend) for backend in ("a", "b", "c")] == [True, False, False]
 
 
 @pytest.mark.parametrize("token", ["", "x", "o,p"])

@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import orjson
 import pytest
@@ -111,7 +112,7 @@ async def test_a_claim_gets_tasks_and_what_is_revoked(client: Any, engine: Scrip
     }
     held = (protocol.Held(task_id="x-001", attempt=2),)
     assert engine.calls == [
-        ("claim", ("test", protocol.ClaimRequest(agent="a1", slots=3, wait=wait, holding=held)), {})
+        ("claim", ("test", protocol.ClaimRequest(agent="a1", slots=3, wait=wait, holding=held)), {"admit": ANY})
     ]
 
 
@@ -292,7 +293,7 @@ async def test_unknown_paths_and_methods(client: Any) -> None:
 async def test_an_agent_that_goes_away_takes_its_claim_along(engine: ScriptedEngine) -> None:
     waiting, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def wait_for_tasks(*_: Any) -> None:
+    async def wait_for_tasks(*_: Any, **__: Any) -> None:
         waiting.set()
         try:
             await asyncio.Event().wait()

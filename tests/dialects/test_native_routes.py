@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from controller.core.codes import JobState, StatusCode
 from controller.core.errors import NotFound, Rejected, Unavailable
-from controller.core.model import Job, JobId, JobSpec, Progress, RapId
+from controller.core.model import Job, JobId, JobSpec, Progress, RapId, TaskType
 from controller.dialects.native import mapping, routes
 from controller.engine import results
 from tests.dialects import operated
@@ -124,6 +124,7 @@ ANSWERS: dict[str, Any] = {
             slots=4,
             last_seen=T0,
             egress={"metrics": True, "logs": True, "outputs": True},
+            load=3,
         )
     ],
     "backends": [
@@ -135,6 +136,10 @@ ANSWERS: dict[str, Any] = {
             db_maintenance=False,
             db_maintenance_since=None,
             db_maintenance_type=None,
+            checks=(
+                results.CheckView(kind=TaskType.DBSTATUS, finished_at=T0, answer=""),
+                results.CheckView(kind=TaskType.DBDATACHECK, finished_at=T0, answer=None),
+            ),
         )
     ],
 }

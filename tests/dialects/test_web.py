@@ -54,7 +54,7 @@ class TestTokens:
         tokens = make_tokens()
         assert tokens.backends == ("test", "other")
         assert tokens.agent_of("test", AGENT_TOKEN) == Principal(
-            name="agent of test", backends=("test",), verbs=frozenset({Verb.AGENT})
+            name="agent of test", grants={"test": frozenset({Verb.AGENT})}
         )
         assert tokens.agent_of("other", AGENT_TOKEN) is None
         assert tokens.agent_of("nowhere", AGENT_TOKEN) is None

@@ -9,9 +9,10 @@ from typing import Any
 
 import attrs
 
+from controller.core.checks import definitions
 from controller.core.codes import StatusCode
 from controller.core.errors import BackendNotAllowed, Conflict, NotFound, Rejected, Unavailable
-from controller.core.model import Job, RapId, RapRequest, Task
+from controller.core.model import Job, RapId, RapRequest, Task, TaskId, TaskType
 from controller.engine.results import BackendView, Created, NoChange, NothingToDo, StatusReport
 from tests.dialects.values import NOW, make_job, make_task
 from tests.fakes.engine import ScriptedEngine
@@ -92,6 +93,22 @@ def task_to_run(engine: ScriptedEngine) -> None:
     fresh(engine, tasks=[attrs.evolve(task, definition={**task.definition, "rap_id": RAP_ID})])
 
 
+def checks(engine: ScriptedEngine) -> None:
+    made = definitions("ghcr.io/opensafely-core", status=True, expected_month="202304")
+    made[TaskType.DBSTATUS]["image_sha"] = "sha256:" + "2d9d5b8e" * 8
+    tasks = [
+        make_task(
+            id=TaskId(f"{kind}-2026-11-21-0123456789abcdef0123"),
+            type=kind,
+            job_id=None,
+            definition=definition,
+            attributes={},
+        )
+        for kind, definition in made.items()
+    ]
+    fresh(engine, tasks=tasks)
+
+
 def maintenance(engine: ScriptedEngine) -> None:
     since = NOW - timedelta(microseconds=7)
     engine.script["backends"] = [
@@ -121,6 +138,7 @@ WORLDS: Mapping[str, Callable[[ScriptedEngine], None]] = {
     "a RAP that waits": waiting,
     "all has succeeded": succeeded,
     "a task to run": task_to_run,
+    "checks of the database": checks,
     "a paused backend in maintenance": maintenance,
     "the database is away": away,
     "a bug": bug,

@@ -150,6 +150,7 @@ WORLDS: Final[dict[str, Callable[[World], Awaitable[None]]]] = {
 }
 ELSEWHERE: Final = {
     "a bug": "there is none to be had on demand",
+    "checks of the database": "their ids are random; the engine's tests hold ids and definitions to their form",
     "tasks with a job to run": "its ids and times are fixed; the engine's tests hold the definition to its keys",
 }
 EXAMPLES = [

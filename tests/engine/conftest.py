@@ -16,6 +16,7 @@ from common.ids import random_id
 from common.protocol import ClaimRequest, Declaration, Held, Report, ReportsRequest, TaskOffer, Verdict
 from controller.core.definition import Terms
 from controller.core.model import Job, RapId, RapRequest
+from controller.core.retry import DEFAULT
 from controller.core.schedule import Limits
 from controller.core.weights import parse as parse_weights
 from controller.engine.context import BackendTerms, Context, Sources
@@ -87,7 +88,7 @@ def commit_project(folder: Path, project: Mapping[str, Any]) -> str:
         return done.stdout.strip()
 
     git("init", "--quiet", "--initial-branch=main")
-    git("add", "project.yaml")
+    git("add", ".")
     git("commit", "--quiet", "-m", "Project")
     return git("rev-parse", "HEAD")
 
@@ -193,6 +194,7 @@ def make_context(database: Database, clock: ManualClock, workdir: Path, *, worke
         sources=Sources(git=git, projects=ProjectFiles(git), reusable=ReusableActions(git), digests=None),
         backends={slug: BackendTerms(limits=limits, terms=TERMS) for slug in ("test", "other")},
         event_level_projects=frozenset(),
+        retry=DEFAULT,
         lease_seconds=60,
         poll_seconds=30,
         log_bytes=1000,

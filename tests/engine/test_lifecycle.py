@@ -10,7 +10,7 @@ from common.protocol import Held, ReleaseRequest, Verdict
 from controller.core.codes import JobState
 from controller.core.errors import BackendNotAllowed, Conflict, NotFound, Rejected
 from controller.core.model import RapId, Verb
-from controller.core.retry import LONGEST_DELAY
+from controller.core.retry import DEFAULT
 from controller.engine.results import Created, NoChange, NothingToDo
 from tests.engine.conftest import Harness, Study, limited, listening
 from tests.factories import TRACEPARENT, principal
@@ -265,7 +265,7 @@ class TestReports:
             await harness.report(task, "error", complete=True, results=error)
             await harness.settle()
             assert await harness.claim() == ()
-            harness.clock.advance(LONGEST_DELAY.total_seconds())
+            harness.clock.advance(DEFAULT.longest.total_seconds())
         job = (await harness.jobs(created.rap_id))["extract"]
         assert job.progress.code.value == "job_error"
         assert "disk full" in job.progress.message

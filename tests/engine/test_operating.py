@@ -17,9 +17,9 @@ from controller.engine import operating
 from controller.engine.results import FlagView, RebootStatus
 from controller.store import backends
 from tests.engine.conftest import Harness, Study
-from tests.factories import principal
+from tests.factories import operator, principal
 
-OPERATOR = principal("test", verbs=frozenset({Verb.READ, Verb.RUN, Verb.MANAGE}))
+OPERATOR = operator("test")
 PORTAL = principal("test")
 NEVER = dict.fromkeys(operating.FLAGS)
 
@@ -229,7 +229,9 @@ class TestReboot:
         pending = await harness.create(study.request("analyse", workspace="another"))
         done = await harness.engine.prepare_for_reboot(OPERATOR, "test")
         assert (done.changed, done.jobs) == (("paused",), (task.job_id,))
-        assert done.status == RebootStatus(backend="test", paused=True, running=0, cancelling=1)
+        assert done.status == RebootStatus(
+            backend="test", paused=True, running=0, cancelling=1, unconfirmed=(harness.agent,)
+        )
         await harness.settle()
         job = (await harness.jobs(rap))["extract"]
         assert job.progress.code is StatusCode.WAITING_ON_REBOOT

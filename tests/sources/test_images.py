@@ -12,7 +12,7 @@ from aioresponses import CallbackResult, aioresponses
 from yarl import URL
 
 from controller.core.errors import NotFound, Unavailable
-from controller.sources.images import ImageDigests
+from controller.sources.images import Glance, ImageDigests
 from tests.fakes.clock import ManualClock
 
 REGISTRY = "ghcr.io/opensafely-core"
@@ -151,6 +151,58 @@ async def test_token_services_that_make_no_sense(registry: aioresponses, digests
     registry.get(ASK, body=body)
     with pytest.raises(Unavailable):
         await digests.resolve("python:v2")
+
+
+class TestGlance:
+    """A look that does not wait: asking goes on behind it."""
+
+    async def test_the_answer_is_there_for_a_later_glance(
+        self, registry: aioresponses, digests: ImageDigests, clock: ManualClock
+    ) -> None:
+        registry.head(MANIFEST, headers=ANSWER)
+        assert digests.glance("python:v2").pending
+        assert digests.glance("python:v2").pending
+        await finished(digests)
+        assert digests.glance("python:v2") == Glance(at=clock.monotonic(), digest=DIGEST)
+
+    async def test_a_registry_in_trouble_has_no_digest_and_is_asked_again(
+        self, registry: aioresponses, digests: ImageDigests, clock: ManualClock
+    ) -> None:
+        registry.head(MANIFEST, status=500)
+        registry.head(MANIFEST, headers=ANSWER)
+        assert digests.glance("python:v2").pending
+        await finished(digests)
+        assert digests.glance("python:v2") == Glance(at=clock.monotonic(), digest=None)
+        assert digests.glance("python:v2").pending
+        await finished(digests)
+        assert digests.glance("python:v2").digest == DIGEST
+
+    async def test_an_answer_that_nobody_fetched_grows_old(
+        self, registry: aioresponses, digests: ImageDigests, clock: ManualClock
+    ) -> None:
+        registry.head(MANIFEST, headers=ANSWER)
+        registry.head(MANIFEST, status=404)
+        digests.glance("python:v2")
+        await finished(digests)
+        clock.advance(301)
+        assert digests.glance("python:v2").pending
+        await finished(digests)
+        assert digests.glance("python:v2").digest is None
+
+    async def test_closing_gives_it_up(self, registry: aioresponses, digests: ImageDigests) -> None:
+        async def never(url: URL, **_: Any) -> CallbackResult:
+            await asyncio.Event().wait()
+            return CallbackResult()
+
+        registry.head(MANIFEST, callback=never)
+        digests.glance("python:v2")
+        await digests.close()
+        assert all(task.cancelled() for task in digests._glances.values())
+
+
+async def finished(digests: ImageDigests) -> None:
+    """Return once nothing is being asked any more."""
+    await asyncio.wait(digests._glances.values())
 
 
 async def test_closing_gives_up_requests(registry: aioresponses, digests: ImageDigests) -> None:

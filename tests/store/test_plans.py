@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controller.store import backends, jobs, raps, tasks
+from controller.store import backends, diagnosis, jobs, pruning, raps, tasks
 from controller.store.db import Database
 from controller.store.queries import ALL, Query
 from tests.factories import NOW
@@ -15,17 +15,23 @@ from tests.store.seeded import JOBS_OF_A_RAP, RAPS, seed
 GROWING = frozenset({"job", "job_event", "job_need", "task", "rap", "output", "job_log"})
 
 RAP_IDS = [f"{number:016x}" for number in range(RAPS - 3, RAPS + 3)]
+MANY_RAP_IDS = [f"{number:016x}" for number in range(1, 501)]
 JOB_IDS = [f"{RAPS * 1000 + number:x}".rjust(16, "j") for number in range(JOBS_OF_A_RAP)]
 TASK_IDS = [f"{job}-001" for job in JOB_IDS]
 
 VALUES: Mapping[str, Any] = {
+    "after": 0,
     "actions": [f"action_{n}" for n in range(JOBS_OF_A_RAP)],
     "agent": "agent-1",
     "attempt": 1,
     "backend": "test",
     "backends": ["test", "other"],
     "before": None,
+    "before_position": JOBS_OF_A_RAP,
     "changes": [],
+    "code": None,
+    "cutoff": NOW,
+    "db_workers": 10.0,
     "everything": False,
     "holding": TASK_IDS,
     "id": JOB_IDS[0],
@@ -33,15 +39,20 @@ VALUES: Mapping[str, Any] = {
     "job_id": JOB_IDS[0],
     "job_ids": JOB_IDS,
     "lease": NOW,
+    "look": 500,
     "now": NOW,
     "only_finished": False,
     "outputs": [],
     "page_size": 50,
     "rap_id": RAP_IDS[0],
     "rap_ids": RAP_IDS,
+    "rap_seqs": list(range(len(RAP_IDS))),
     "slots": 10,
     "start": 0,
+    "state": None,
     "stop": 100,
+    "types": ["dbstatus", "dbdatacheck"],
+    "workers": 10.0,
     "workspace": None,
     "workspaces": ["study"] * JOBS_OF_A_RAP,
 }
@@ -54,6 +65,14 @@ EXTREMES: list[tuple[Query[Any], Mapping[str, Any]]] = [
     (raps.list_page, {"before": 1000}),
     (raps.list_page, {"workspace": "none such"}),
     (raps.list_page, {"only_finished": True}),
+    (raps.window, {"before": RAPS}),
+    (raps.window, {"before": 2**63 - 1, "workspace": "none such"}),
+    (jobs.list_page, {"before": RAPS, "rap_ids": MANY_RAP_IDS, "rap_seqs": list(range(500)), "state": "failed"}),
+    (jobs.list_page, {"before": 10, "rap_ids": MANY_RAP_IDS, "rap_seqs": list(range(500)), "code": "job_error"}),
+    (jobs.list_active_page, {"state": "running"}),
+    (jobs.list_active_page, {"workspace": "none such", "after": 10}),
+    (backends.demand, {}),
+    (backends.agents, {}),
     (raps.find, {"id": RAP_IDS[0]}),
     (raps.summary, {"id": RAP_IDS[0]}),
     (raps.owners, {"ids": RAP_IDS}),
@@ -75,7 +94,15 @@ async def test_no_query_scans_what_grows_with_use(database: Database) -> None:
     ordinary: list[tuple[Query[Any], Mapping[str, Any]]] = [
         (query, {}) for query in ALL if query.name not in WITHOUT_PLAN and set(query.parameters) <= set(VALUES)
     ]
-    assert {jobs.of_raps, jobs.schedulable, tasks.claim} <= {query for query, _ in ordinary}
+    assert {
+        jobs.of_raps,
+        jobs.schedulable,
+        tasks.claim,
+        tasks.rounds,
+        tasks.last_checks,
+        pruning.removable,
+        diagnosis.tasks,
+    } <= {query for query, _ in ordinary}
     scans = []
     async with database.connection() as tx:
         for query, special in [*ordinary, *EXTREMES]:

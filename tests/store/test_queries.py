@@ -8,9 +8,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import attrs
 
 import controller.store.backends
+import controller.store.diagnosis
 import controller.store.jobs
+import controller.store.pruning
 import controller.store.raps
-import controller.store.tasks  # noqa: F401  the imports declare the queries
+import controller.store.tasks
+import controller.store.tokens  # noqa: F401  the imports declare the queries
 from controller.store.db import Database
 from controller.store.queries import ALL, Query, Tx, _rewrite
 

@@ -4,6 +4,7 @@ Everything an agent may say is in `common.protocol`; the contract for other impl
 schemas/agents/openapi.yaml. Every path begins with the backend, and the token must be one of that backend's.
 """
 
+from functools import partial
 from typing import Final
 
 import structlog
@@ -33,7 +34,7 @@ def make_app() -> web.Application:
 
 async def declare(request: web.Request) -> web.Response:
     """An agent says what it is; answered by the terms of its leases."""
-    backend, agent = _admit(request), request.match_info["agent"]
+    backend, agent = await _admit(request), request.match_info["agent"]
     declaration = mapping.declaration(await body.read(request, SMALL), agent)
     return json_api.send(await request.config_dict[ENGINE].declare_agent(backend, agent, declaration))
 
@@ -42,41 +43,43 @@ async def claim(request: web.Request) -> web.Response:
     """Heartbeat, lease renewal and long-poll for tasks.
 
     An agent that goes away takes its claim along: the server cancels this handler (`controller.app.make_runner`).
+    One whose token is revoked meanwhile is told so at once.
     """
-    backend = _admit(request)
+    backend = await _admit(request)
     wanted = mapping.claim(await body.read(request, MEDIUM))
-    return json_api.send(await request.config_dict[ENGINE].claim(backend, wanted))
+    claimed = await request.config_dict[ENGINE].claim(backend, wanted, admit=partial(_admit, request))
+    return json_api.send(claimed)
 
 
 async def report(request: web.Request) -> web.Response:
     """A batch of statements about tasks; each is answered by a verdict."""
-    backend = _admit(request)
+    backend = await _admit(request)
     batch = mapping.reports(await body.read(request, LARGE))
     return json_api.send(await request.config_dict[ENGINE].report(backend, batch))
 
 
 async def append_log(request: web.Request) -> web.Response:
     """A chunk of a log."""
-    backend = _admit(request)
+    backend = await _admit(request)
     chunk = mapping.log_chunk(await body.read(request, MEDIUM))
     return json_api.send(await request.config_dict[ENGINE].append_log(backend, chunk))
 
 
 async def release(request: web.Request) -> web.Response:
     """Tasks go back to the queue."""
-    backend = _admit(request)
+    backend = await _admit(request)
     wanted = mapping.release(await body.read(request, MEDIUM))
     return json_api.send(await request.config_dict[ENGINE].release(backend, wanted))
 
 
-def _admit(request: web.Request) -> str:
+async def _admit(request: web.Request) -> str:
     """The backend in the path, if the request's token is one of its agents'.
 
     :raises Unauthorized: it is not, or there is no such backend: from outside, the two look the same.
     """
     backend = request.match_info["backend"]
     header = request.headers.get(hdrs.AUTHORIZATION)
-    principal = request.config_dict[TOKENS].agent_of(backend, header)
+    principal = await request.config_dict[TOKENS].find_agent(backend, header)
     if principal is None:
         raise Unauthorized(
             "This token does not open this backend." if header else "No token: send `Authorization: Bearer`."

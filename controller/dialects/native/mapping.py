@@ -23,7 +23,8 @@ def timestamp(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-def _maybe(at: datetime | None) -> str | None:
+def maybe(at: datetime | None) -> str | None:
+    """The same; None for None."""
     return None if at is None else timestamp(at)
 
 
@@ -102,8 +103,8 @@ def job(detail: results.JobDetail) -> wire.Job:
         attempt=progress.attempt,
         cancelled=progress.cancelled,
         created_at=timestamp(spec.created_at),
-        started_at=_maybe(progress.started_at),
-        completed_at=_maybe(progress.completed_at),
+        started_at=maybe(progress.started_at),
+        completed_at=maybe(progress.completed_at),
         updated_at=timestamp(progress.updated_at),
         code_changed_at=timestamp(progress.code_changed_at),
         backend=spec.backend,
@@ -152,8 +153,11 @@ def agents(values: Sequence[results.AgentView]) -> wire.Agents:
                 version=each.version,
                 executor=each.executor,
                 slots=each.slots,
-                last_seen=_maybe(each.last_seen),
+                last_seen=maybe(each.last_seen),
                 egress=dict(each.egress),
+                on_loss=each.on_loss,
+                load=each.load,
+                silent=each.silent,
             )
             for each in values
         )
@@ -166,12 +170,16 @@ def backends(values: Sequence[results.BackendView]) -> wire.Backends:
         backends=tuple(
             wire.Backend(
                 slug=each.slug,
-                last_seen=_maybe(each.last_seen),
+                last_seen=maybe(each.last_seen),
                 paused=each.paused,
-                paused_since=_maybe(each.paused_since),
+                paused_since=maybe(each.paused_since),
                 db_maintenance=each.db_maintenance,
-                db_maintenance_since=_maybe(each.db_maintenance_since),
+                db_maintenance_since=maybe(each.db_maintenance_since),
                 db_maintenance_type=each.db_maintenance_type,
+                checks=tuple(
+                    wire.Check(kind=check.kind.value, finished_at=timestamp(check.finished_at), answer=check.answer)
+                    for check in each.checks
+                ),
             )
             for each in values
         )
@@ -179,7 +187,7 @@ def backends(values: Sequence[results.BackendView]) -> wire.Backends:
 
 
 def _flag(value: results.FlagView) -> wire.Flag:
-    return wire.Flag(backend=value.backend, id=value.id, value=value.value, changed_at=_maybe(value.changed_at))
+    return wire.Flag(backend=value.backend, id=value.id, value=value.value, changed_at=maybe(value.changed_at))
 
 
 def flags(values: Sequence[results.FlagView]) -> wire.Flags:
@@ -199,6 +207,7 @@ def reboot_status(value: results.RebootStatus) -> wire.RebootStatus:
         paused=value.paused,
         running=value.running,
         cancelling=value.cancelling,
+        unconfirmed=value.unconfirmed,
         safe=value.safe,
     )
 
@@ -234,7 +243,7 @@ def identifier(kind: str, text: str) -> str:
     return text
 
 
-class _Parameters:
+class Parameters:
     """A query read parameter by parameter; `done` tells every fault at once."""
 
     def __init__(self, query: Mapping[str, str]) -> None:
@@ -277,7 +286,7 @@ def rap_query(query: Mapping[str, str]) -> wire.RapQuery:
 
     :raises Rejected: with every fault, by the parameter's name.
     """
-    parameters = _Parameters(query)
+    parameters = Parameters(query)
     found = wire.RapQuery(
         limit=parameters.number("limit", least=1, most=wire.MAX_PAGE) or wire.DEFAULT_PAGE,
         cursor=parameters.text("cursor"),
@@ -294,7 +303,7 @@ def flags_query(query: Mapping[str, str]) -> list[str] | None:
 
     :raises Rejected: with every fault, by the parameter's name.
     """
-    parameters = _Parameters(query)
+    parameters = Parameters(query)
     backend = parameters.text("backend")
     parameters.done()
     return None if backend is None else [backend]
@@ -305,7 +314,7 @@ def log_query(query: Mapping[str, str]) -> wire.LogQuery:
 
     :raises Rejected: with every fault, by the parameter's name.
     """
-    parameters = _Parameters(query)
+    parameters = Parameters(query)
     found = wire.LogQuery(
         offset=parameters.number("offset", least=0, most=wire.MAX_OFFSET) or 0,
         limit=parameters.number("limit", least=1, most=wire.MAX_LOG) or wire.DEFAULT_LOG,
@@ -320,4 +329,4 @@ def no_query(query: Mapping[str, str]) -> None:
 
     :raises Rejected: there are some.
     """
-    _Parameters(query).done()
+    Parameters(query).done()

@@ -8,7 +8,7 @@ is the engine's to decide. Contract: schemas/native/openapi.yaml.
 from aiohttp import web
 
 from controller.core.model import JobId, Principal, RapId
-from controller.dialects.native import mapping, wire
+from controller.dialects.native import capacity, diagnosis, jobs, mapping, retention, tokens, wire
 from controller.web import auth, body, json_api
 from controller.web.keys import ENGINE
 
@@ -28,12 +28,18 @@ def make_app() -> web.Application:
     app.router.add_post("/backends/{backend}/maintenance", maintain)
     app.router.add_post("/backends/{backend}/prepare-for-reboot", prepare_for_reboot)
     app.router.add_get("/backends/{backend}/reboot-status", show_reboot_status)
+    app.router.add_post("/backends/{backend}/agents/{agent}/forget", forget_agent)
+    capacity.add_to(app)
+    diagnosis.add_to(app)
+    jobs.add_to(app)
+    retention.add_to(app)
+    tokens.add_to(app)
     return app
 
 
 async def list_raps(request: web.Request) -> web.Response:
     """One page of RAPs, newest first."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     query = mapping.rap_query(request.query)
     page = await request.config_dict[ENGINE].list_raps(
         principal,
@@ -48,7 +54,7 @@ async def list_raps(request: web.Request) -> web.Response:
 
 async def show_rap(request: web.Request) -> web.Response:
     """A RAP and its jobs."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     mapping.no_query(request.query)
     rap = RapId(mapping.identifier("RAP", request.match_info["rap"]))
     return json_api.send(mapping.rap_detail(await request.config_dict[ENGINE].rap_detail(principal, rap)))
@@ -56,7 +62,7 @@ async def show_rap(request: web.Request) -> web.Response:
 
 async def show_job(request: web.Request) -> web.Response:
     """A job with its outputs and history."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     mapping.no_query(request.query)
     job = JobId(mapping.identifier("job", request.match_info["job"]))
     return json_api.send(mapping.job(await request.config_dict[ENGINE].job_detail(principal, job)))
@@ -64,7 +70,7 @@ async def show_job(request: web.Request) -> web.Response:
 
 async def show_log(request: web.Request) -> web.Response:
     """A part of a job's log."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     job = JobId(mapping.identifier("job", request.match_info["job"]))
     query = mapping.log_query(request.query)
     page = await request.config_dict[ENGINE].job_log(
@@ -75,40 +81,40 @@ async def show_log(request: web.Request) -> web.Response:
 
 async def list_agents(request: web.Request) -> web.Response:
     """The agents of the caller's backends."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     mapping.no_query(request.query)
     return json_api.send(mapping.agents(await request.config_dict[ENGINE].agents(principal)))
 
 
 async def list_backends(request: web.Request) -> web.Response:
     """The caller's backends."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     mapping.no_query(request.query)
     return json_api.send(mapping.backends(await request.config_dict[ENGINE].backends(principal)))
 
 
 async def list_flags(request: web.Request) -> web.Response:
     """The switches of the caller's backends, or of one of them."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     wanted = mapping.flags_query(request.query)
     return json_api.send(mapping.flags(await request.config_dict[ENGINE].flags(principal, wanted)))
 
 
 async def pause(request: web.Request) -> web.Response:
     """Start no more jobs on a backend."""
-    principal, backend = _operator(request)
+    principal, backend = await _operator(request)
     return json_api.send(mapping.flags_set(await request.config_dict[ENGINE].pause(principal, backend)))
 
 
 async def unpause(request: web.Request) -> web.Response:
     """Start jobs on a backend again."""
-    principal, backend = _operator(request)
+    principal, backend = await _operator(request)
     return json_api.send(mapping.flags_set(await request.config_dict[ENGINE].unpause(principal, backend)))
 
 
 async def maintain(request: web.Request) -> web.Response:
     """Begin or end the maintenance of a backend's database."""
-    principal, backend = _operator(request)
+    principal, backend = await _operator(request)
     wanted = mapping.maintenance(await body.read(request, wire.MAX_BODY))
     engine = request.config_dict[ENGINE]
     if wanted.on:
@@ -120,7 +126,7 @@ async def maintain(request: web.Request) -> web.Response:
 
 async def prepare_for_reboot(request: web.Request) -> web.Response:
     """Pause a backend and send its running jobs back to the queue."""
-    principal, backend = _operator(request)
+    principal, backend = await _operator(request)
     return json_api.send(
         mapping.reboot_prepared(await request.config_dict[ENGINE].prepare_for_reboot(principal, backend))
     )
@@ -128,16 +134,23 @@ async def prepare_for_reboot(request: web.Request) -> web.Response:
 
 async def show_reboot_status(request: web.Request) -> web.Response:
     """Whether a backend's machines can be switched off."""
-    principal, backend = _operator(request)
+    principal, backend = await _operator(request)
     return json_api.send(mapping.reboot_status(await request.config_dict[ENGINE].reboot_status(principal, backend)))
 
 
-def _operator(request: web.Request) -> tuple[Principal, str]:
+async def forget_agent(request: web.Request) -> web.Response:
+    """Take all work from an agent that is gone for good."""
+    principal, backend = await _operator(request)
+    agent = request.match_info["agent"]
+    return json_api.send(await request.config_dict[ENGINE].forget_agent(principal, backend, agent))
+
+
+async def _operator(request: web.Request) -> tuple[Principal, str]:
     """The caller and the backend in the path; whether the one may manage the other is the engine's to say.
 
     :raises Unauthorized: no token, or an unknown one.
     :raises Rejected: there are parameters.
     """
-    principal = auth.client(request)
+    principal = await auth.client(request)
     mapping.no_query(request.query)
     return principal, request.match_info["backend"]

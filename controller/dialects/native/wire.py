@@ -146,6 +146,9 @@ class Agent:
     slots: int
     last_seen: str | None
     egress: Mapping[str, Any]
+    on_loss: str
+    load: int
+    silent: bool
 
 
 @frozen(kw_only=True)
@@ -153,6 +156,15 @@ class Agents:
     """Answer to `GET agents`."""
 
     agents: tuple[Agent, ...]
+
+
+@frozen(kw_only=True)
+class Check:
+    """How the last check of a backend's database ended; `answer` is null if it could not be carried out."""
+
+    kind: str
+    finished_at: str
+    answer: str | None
 
 
 @frozen(kw_only=True)
@@ -166,6 +178,7 @@ class Backend:
     db_maintenance: bool
     db_maintenance_since: str | None
     db_maintenance_type: str | None
+    checks: tuple[Check, ...]
 
 
 @frozen(kw_only=True)
@@ -209,6 +222,7 @@ class RebootStatus:
     paused: bool
     running: int
     cancelling: int
+    unconfirmed: tuple[str, ...]
     safe: bool
 
 

@@ -19,13 +19,13 @@ from controller.web.middleware import traceparent
 
 async def backend_status(request: web.Request) -> web.Response:
     """`GET backend/status/`: every backend that the token may see."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     return mapping.backends(await request.config_dict[ENGINE].backends(principal))
 
 
 async def create(request: web.Request) -> web.Response:
     """`POST rap/create/`: jobs for the actions and all they need; the same RAP again is no error."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     body = await wire.receive(request, wire.CreateRap)
     asked = mapping.rap_request(body, traceparent(request))
     return mapping.creation(await request.config_dict[ENGINE].create_rap(principal, asked))
@@ -33,7 +33,7 @@ async def create(request: web.Request) -> web.Response:
 
 async def cancel(request: web.Request) -> web.Response:
     """`POST rap/cancel/`: all of the named actions, or none if one is not in the RAP."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     body = await wire.receive(request, wire.CancelRap)
     count = await request.config_dict[ENGINE].cancel(principal, RapId(body.rap_id), body.actions)
     return mapping.cancellation(count)
@@ -41,7 +41,7 @@ async def cancel(request: web.Request) -> web.Response:
 
 async def status(request: web.Request) -> web.Response:
     """`POST rap/status/`: the jobs of the RAPs that the token may see, and the ids of the others."""
-    principal = auth.client(request)
+    principal = await auth.client(request)
     body = await wire.receive(request, wire.StatusOfRaps)
     asked = [RapId(rap_id) for rap_id in dict.fromkeys(body.rap_ids)]
     report = await request.config_dict[ENGINE].status(principal, asked)

@@ -24,13 +24,13 @@ async def health(request: web.Request) -> web.Response:
 
 async def tasks(request: web.Request) -> web.Response:
     """`GET {backend}/tasks/`: what the backend's agent should be working on. HEAD counts as seen, too."""
-    (backend,) = auth.agent(request).backends
+    (backend,) = (await auth.agent(request)).backends
     return mapping.listing(await request.config_dict[ENGINE].active_tasks(backend))
 
 
 async def update(request: web.Request) -> web.Response:
     """`POST {backend}/task/update/`: what became of a task of this backend."""
-    (backend,) = auth.agent(request).backends
+    (backend,) = (await auth.agent(request)).backends
     said = await wire.receive_update(request)
     await request.config_dict[ENGINE].update_task(
         backend,
@@ -45,7 +45,7 @@ async def update(request: web.Request) -> web.Response:
 
 async def only_post(request: web.Request) -> web.Response:
     """405, but only for who may be here at all."""
-    auth.agent(request)
+    await auth.agent(request)
     raise web.HTTPMethodNotAllowed(request.method, ["POST"])
 
 

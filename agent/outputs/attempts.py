@@ -1,0 +1,50 @@
+"""Which attempt of a job may write to the backend's storage: the newest that has begun there.
+
+Agents of a backend may share its storage. One that was cut off for longer than its lease comes back with an attempt
+that another agent was given long ago; the controller will not listen to it, but the files are here. So the number of
+the newest attempt is kept with the job's log and metadata, and whoever writes does so under its lock.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from agent.core.errors import Superseded
+from agent.outputs.workspaces import locked, replacing
+
+_NUMBER: Final = re.compile(r"-([0-9]+)$")
+_NEWEST: Final = "attempt"
+
+
+@contextlib.contextmanager
+def newest(folder: Path, task_id: str) -> Iterator[None]:
+    """Write for an attempt, alone, unless a newer one has begun. The first to enter begins its attempt (blocking).
+
+    :param folder: the job's log folder.
+    :param task_id: of the RUNJOB task, `<job id>-NNN`; an id of another form is never held back.
+    :raises Superseded: a newer attempt has begun.
+    """
+    number = _number(task_id)
+    with locked(folder):
+        begun = _read(folder)
+        if number is not None and begun is not None and begun > number:
+            raise Superseded(f"Attempt {number} was given up by the controller: attempt {begun} has begun")
+        if number is not None and number != begun:
+            with replacing(folder / _NEWEST) as file:
+                file.write(str(number).encode())
+        yield
+
+
+def _number(task_id: str) -> int | None:
+    found = _NUMBER.search(task_id)
+    return int(found[1]) if found else None
+
+
+def _read(folder: Path) -> int | None:
+    """The newest attempt that has begun; None for none. A file that cannot be read counts as none."""
+    try:
+        return int((folder / _NEWEST).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,52 @@
+"""`rap agents`: who serves the backends."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.text import Text
+
+from cli import connection, report
+from cli.connection import Connection
+
+
+@click.command()
+@click.option("--backend", help="Only agents of this backend.")
+@connection.options
+def agents(backend: str | None, **options: Any) -> None:
+    """List the agents of the backends that the token opens: what they run, and when they were last heard of."""
+    connected = connection.connect(**options)
+    document = connection.run(_read(connected, backend))
+    if connected.json:
+        connection.print_json(document)
+        return
+    console = connection.console()
+    if not document["agents"]:
+        console.print("No agents.")
+        return
+    now = datetime.now(UTC)
+    table = report.table("Agent", "Backend", "Version", "Executor", "Jobs/slots", "If lost", "Last seen", "")
+    for each in document["agents"]:
+        table.add_row(
+            Text(report.safe(each["id"])),
+            Text(report.safe(each["backend"])),
+            Text(report.safe(each["version"])),
+            Text(report.safe(each["executor"])),
+            Text(f"{each['load']}/{each['slots']}"),
+            Text({"retry": "jobs run again", "fail": "jobs fail"}.get(each["on_loss"], report.safe(each["on_loss"]))),
+            Text(_ago(each["last_seen"], now)),
+            Text("silent" if each["silent"] else "", style="bold red"),
+        )
+    console.print(table)
+
+
+async def _read(connected: Connection, backend: str | None) -> dict[str, Any]:
+    async with connected.client() as client:
+        found = (await client.read("agents"))["agents"]
+    return {"agents": [each for each in found if backend in (None, each["backend"])]}
+
+
+def _ago(at: str | None, now: datetime) -> str:
+    if at is None:
+        return "never"
+    return f"{report.duration((now - datetime.fromisoformat(at)).total_seconds())} ago"

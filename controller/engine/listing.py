@@ -1,0 +1,155 @@
+"""Lists of jobs over all RAPs, page by page.
+
+What is not finished comes oldest first, as a queue is read; what history is part of, newest first. No page reads more
+than a bounded part of history: one that looks for a rare state may hold fewer jobs than asked for, even none, and yet
+say where to go on.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Final
+
+from controller.core.codes import JobState, StatusCode
+from controller.core.errors import Rejected
+from controller.core.model import JobId, Principal, RapId, Verb
+from controller.engine.context import Context
+from controller.engine.results import JobPage, JobSummary
+from controller.store import jobs, raps
+from controller.store.queries import Tx
+
+ACTIVE: Final = "active"
+STATES: Final = (*(state.value for state in JobState), ACTIVE)
+LOOK: Final = 500
+"""RAPs that one page may look through for jobs of a state or code."""
+
+_NEWEST: Final = 2**63 - 1
+_LAST: Final = 2**31 - 1
+"""No job's position in its RAP is that high."""
+
+
+async def list_jobs(
+    ctx: Context,
+    principal: Principal,
+    *,
+    backend: str | None,
+    workspace: str | None,
+    state: str | None,
+    code: str | None,
+    limit: int,
+    cursor: str | None,
+) -> JobPage:
+    """One page of jobs. `state` is one of `STATES`; `code` a status code of that state, or of any if there is none.
+
+    :raises Rejected: the cursor is none of ours for these filters, or state or code are unknown or contradictory.
+    """
+    state = _check(state, code)
+    slugs = [slug for slug in principal.backends_for(Verb.READ) if backend in (None, slug)]
+    async with ctx.db.connection() as tx:
+        if state in (ACTIVE, JobState.PENDING, JobState.RUNNING):
+            (after,) = (0,) if cursor is None else _decode(cursor, 1)
+            return await _active(tx, slugs, workspace, None if state == ACTIVE else state, code, limit, after)
+        before, position = (_NEWEST, _LAST) if cursor is None else _decode(cursor, 2)
+        return await _history(tx, slugs, workspace, state, code, limit, before, position)
+
+
+def _check(state: str | None, code: str | None) -> str | None:
+    """The state that is meant: a code means its own."""
+    if state is not None and state not in STATES:
+        raise Rejected(f"state must be one of {', '.join(STATES)}", field="state")
+    if code is None:
+        return state
+    if code not in {each.value for each in StatusCode}:
+        raise Rejected("code is none of the status codes", field="code")
+    meant = StatusCode(code).state
+    if state not in (None, meant.value) and (state != ACTIVE or meant.is_terminal):
+        raise Rejected(f"code {code} belongs to state {meant.value}, not to {state}", field="code")
+    return meant.value
+
+
+async def _active(
+    tx: Tx, slugs: list[str], workspace: str | None, state: str | None, code: str | None, limit: int, after: int
+) -> JobPage:
+    rows = await jobs.list_active_page.all(
+        tx, backends=slugs, workspace=workspace, state=state, code=code, page_size=limit + 1, after=after
+    )
+    more = len(rows) > limit
+    return JobPage(jobs=await _summaries(tx, rows[:limit]), next_cursor=_encode(rows[limit - 1].seq) if more else None)
+
+
+async def _history(
+    tx: Tx,
+    slugs: list[str],
+    workspace: str | None,
+    state: str | None,
+    code: str | None,
+    limit: int,
+    before: int,
+    position: int,
+) -> JobPage:
+    # Without a filter every RAP has something for the page; the first may have been shown in full already.
+    look = limit + 2 if state is None else LOOK
+    window = await raps.window.all(tx, backends=slugs, workspace=workspace, before=before, look=look)
+    seqs = {row.id: row.seq for row in window}
+    rows = await jobs.list_page.all(
+        tx,
+        rap_ids=list(seqs),
+        rap_seqs=list(seqs.values()),
+        state=state,
+        code=code,
+        page_size=limit + 1,
+        before=before,
+        before_position=position,
+    )
+    shown = await _summaries(tx, rows[:limit])
+    if len(rows) > limit:
+        last = rows[limit - 1]
+        return JobPage(jobs=shown, next_cursor=_encode(seqs[last.rap_id], last.position))
+    return JobPage(jobs=shown, next_cursor=_encode(window[-1].seq - 1, _LAST) if len(window) == look else None)
+
+
+async def _summaries(tx: Tx, rows: Sequence[jobs.ListedRow]) -> tuple[JobSummary, ...]:
+    owners = {owner.id: owner.created_by for owner in await raps.owners.all(tx, ids=[row.rap_id for row in rows])}
+    return tuple(_summary(row, owners[row.rap_id]) for row in rows)
+
+
+def _encode(*place: int) -> str:
+    text = ".".join(str(part) for part in place)
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str, parts: int) -> Sequence[int]:
+    fault = Rejected("cursor is not one that this API gave out for these filters", field="cursor")
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        place = [int(part) for part in text.split(".")]
+    except (ValueError, binascii.Error) as error:
+        raise fault from error
+    if len(place) != parts or not 0 <= place[0] < 2**63 or not all(0 <= part < 2**31 for part in place[1:]):
+        raise fault
+    return place
+
+
+def _summary(row: jobs.ListedRow, created_by: str) -> JobSummary:
+    return JobSummary(
+        id=JobId(row.id),
+        rap_id=RapId(row.rap_id),
+        backend=row.backend,
+        workspace=row.workspace,
+        action=row.action,
+        created_by=created_by,
+        state=JobState(row.state),
+        code=StatusCode(row.code),
+        message=row.message,
+        requires_db=row.requires_db,
+        weight=row.weight,
+        attempt=row.attempt,
+        cancelled=row.cancelled,
+        faults=row.faults,
+        not_before=row.not_before,
+        agent=row.agent,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        code_changed_at=row.code_changed_at,
+    )
