@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 _AGAIN: Final = timedelta(seconds=1)
 """When to look again for what another process was about to tell us."""
+_KEPT: Final = timedelta(days=7)
+"""How long finished checks are kept; there are hundreds a day."""
 
 
 async def check(
@@ -56,6 +58,7 @@ async def check(
         looks.append(now + _AGAIN)
     if issued:
         await tasks.insert.run(tx, tasks=issued)
+        await tasks.drop_old_checks.run(tx, backend=backend, before=now - _KEPT)
     if issued or decision.void or decision.hand_over:
         await backends.notify.run(tx, channel=backends.TASKS_CHANNEL, backend=backend)
         log.info(

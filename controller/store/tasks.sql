@@ -78,6 +78,15 @@ CROSS JOIN LATERAL (
 ) AS past
 ORDER BY site.place, kind.place;
 
+-- name: drop_old_checks
+-- A check's result is of no use once there are newer ones; the newest of its kind is what operators see, so it stays.
+DELETE FROM task AS old
+WHERE old.backend = @backend AND old.type IN ('dbstatus', 'dbdatacheck') AND old.finished_at < @before
+  AND EXISTS (
+        SELECT FROM task AS newer
+        WHERE newer.backend = old.backend AND newer.type = old.type AND newer.type IN ('dbstatus', 'dbdatacheck')
+          AND newer.complete AND newer.finished_at > old.finished_at);
+
 -- name: void_checks
 -- Nobody wants these any more; an agent that holds one learns it as revoked. One that its agent is just renewing is
 -- left for the next pass: waiting for it with other tasks locked could be waiting in a circle.

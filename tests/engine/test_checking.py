@@ -72,6 +72,21 @@ class TestAsking:
         assert data.definition == {"hes_expected_activity_month": "202304", **image}
         assert (status.attributes, data.attributes) == ({}, {})
 
+    async def test_old_answers_are_dropped_but_for_the_newest(self, harness: Harness) -> None:
+        harness = checked(harness, STATUS)
+
+        async def stored() -> int:
+            async with harness.context.db.connection() as tx:
+                return int(await tx.fetchval("SELECT count(*) FROM task WHERE type = 'dbstatus' AND NOT active"))
+
+        for days in (0, 3, 3, 3):
+            harness.clock.advance(days * DAY)
+            await answer(harness, await ask(harness), "")
+        assert await stored() == 3
+        harness.clock.advance(30 * DAY)
+        await ask(harness)
+        assert await stored() == 1
+
     async def test_other_backends_are_not_asked(self, harness: Harness) -> None:
         harness = checked(harness)
         await harness.settle("other")
