@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NewType
+from typing import Any, Final, NewType
 
 from attrs import field, frozen
 
@@ -47,6 +47,14 @@ class Flag(enum.StrEnum):
 
 DB_MAINTENANCE = "db-maintenance"
 """The value of `Flag.MODE` while database jobs may not run."""
+
+FLAG_VALUES: Final[Mapping[Flag, tuple[str | None, ...]]] = {
+    Flag.PAUSED: ("true", None),
+    Flag.MODE: (DB_MAINTENANCE, "", None),
+    Flag.MANUAL_DB_MAINTENANCE: ("on", None),
+    Flag.CHECKS_DISABLED: ("true", None),
+}
+"""What a flag may be; null and an empty text are two values (reference section 3.6)."""
 
 
 class Level(enum.StrEnum):

@@ -176,6 +176,10 @@ class Engine:
         """See `operating.reboot_status`."""
         return await operating.reboot_status(self._ctx, principal, backend)
 
+    async def set_flags(self, principal: Principal, backend: str, wanted: Mapping[str, str | None]) -> FlagsSet:
+        """See `operating.set_flags`."""
+        return await operating.set_flags(self._ctx, principal, backend, wanted)
+
     async def forget_agent(self, principal: Principal, backend: str, agent: str) -> Forgotten:
         """See `abandoning.forget_agent`."""
         return await abandoning.forget_agent(self._ctx, principal, backend, agent)

@@ -12,8 +12,9 @@ from typing import Final
 import structlog
 
 from controller.core.codes import StatusCode
+from controller.core.errors import Rejected
 from controller.core.machine import Move, Reset, step
-from controller.core.model import DB_MAINTENANCE, Flag, Principal, Verb
+from controller.core.model import DB_MAINTENANCE, FLAG_VALUES, Flag, Principal, Verb
 from controller.engine.admission import admit_operator
 from controller.engine.context import Context
 from controller.engine.moves import log_moves
@@ -74,6 +75,23 @@ async def end_maintenance(ctx: Context, principal: Principal, backend: str) -> F
     :raises Forbidden: the caller does not manage it.
     """
     wanted: dict[str, str | None] = {Flag.MODE: None, Flag.MANUAL_DB_MAINTENANCE: None, Flag.CHECKS_DISABLED: None}
+    return await _set(ctx, principal, backend, wanted)
+
+
+async def set_flags(ctx: Context, principal: Principal, backend: str, wanted: Mapping[str, str | None]) -> FlagsSet:
+    """Set single switches to any values that they can have, where no command does what is needed.
+
+    :raises NotFound: no such backend for this caller.
+    :raises Forbidden: the caller does not manage it.
+    :raises Rejected: a flag that does not exist, or a value that it cannot have; then nothing changes.
+    """
+    admit_operator(principal, backend)
+    for name, value in wanted.items():
+        if name not in FLAGS:
+            raise Rejected(f"There is no flag {name!r}; there are {', '.join(FLAGS)}.", flag=name)
+        if value not in (allowed := FLAG_VALUES[Flag(name)]):
+            shown = ", ".join("null" if each is None else repr(each) for each in allowed)
+            raise Rejected(f"Flag {name!r} can be {shown}, and nothing else.", flag=name)
     return await _set(ctx, principal, backend, wanted)
 
 

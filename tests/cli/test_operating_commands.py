@@ -236,3 +236,18 @@ async def test_an_agent_that_lives_is_not_forgotten(controller: FakeController) 
     result = await invoke(controller, "forget-agent", "b", "node-1", "-y")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "was seen 3 s ago" in result.stderr
+
+
+async def test_single_flags_are_set_and_shown(controller: FakeController) -> None:
+    controller.script["POST /api/backends/b/flags"] = flags_set("paused", "mode")
+    result = await invoke(controller, "flags", "b", "paused=true", 'mode=""', "manual-db-maintenance=")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Backend b, changed: paused, mode\n")
+    sent = {"paused": "true", "mode": "", "manual-db-maintenance": None}
+    assert controller.requests == [("POST /api/backends/b/flags", sent)]
+    controller.script["GET /api/flags"] = (200, {"flags": flags_set()[1]["flags"]})
+    shown = await invoke(controller, "flags", "b", "paused", "--json")
+    assert json.loads(shown.stdout) == {"flags": flags_set()[1]["flags"]}
+    unknown = await invoke(controller, "flags", "b", "pausd")
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert "no flag 'pausd'; there are paused" in unknown.stderr

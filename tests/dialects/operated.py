@@ -81,6 +81,7 @@ ANSWERS: dict[str, Any] = {
     "revoke_token": results.TokenChange(changed=True, token=token(**REVOKED)),
     "pause": _pause,
     "unpause": _set((), paused=None),
+    "set_flags": _set((), paused=None),
     "start_maintenance": _set(
         ("mode", "manual-db-maintenance", "db-maintenance-checks-disabled"),
         mode="db-maintenance",

@@ -11,7 +11,7 @@ import structlog
 
 from common.protocol import TaskOffer, Verdict
 from controller.core.codes import MESSAGE, StatusCode
-from controller.core.errors import Forbidden, NotFound
+from controller.core.errors import Forbidden, NotFound, Rejected
 from controller.core.model import Verb
 from controller.engine import operating
 from controller.engine.results import FlagView, RebootStatus
@@ -149,6 +149,28 @@ class TestPause:
         (entry,) = entries
         said = {"event": "flag_changed", "flag": "paused", "value": "true", "backend": "test", "principal": "portal"}
         assert entry == said | {"log_level": "info"}
+
+
+class TestSingleFlags:
+    async def test_any_value_that_a_flag_can_have_is_set(self, harness: Harness) -> None:
+        done = await harness.engine.set_flags(OPERATOR, "test", {"mode": "", "paused": "true"})
+        assert set(done.changed) == {"mode", "paused"}
+        assert {flag.id: flag.value for flag in done.flags} | {"mode": "", "paused": "true"} == {
+            flag.id: flag.value for flag in done.flags
+        }
+        assert (await harness.engine.set_flags(OPERATOR, "test", {"paused": "true"})).changed == ()
+
+    @pytest.mark.parametrize(
+        ("wanted", "words"), [({"pausd": "true"}, "no flag 'pausd'"), ({"mode": "", "paused": "on"}, "can be 'true'")]
+    )
+    async def test_what_makes_no_sense_changes_nothing(self, harness: Harness, wanted: Any, words: str) -> None:
+        with pytest.raises(Rejected, match=words):
+            await harness.engine.set_flags(OPERATOR, "test", wanted)
+        assert times(await read(harness)) == NEVER
+
+    async def test_a_portal_may_not(self, harness: Harness) -> None:
+        with pytest.raises(Forbidden):
+            await harness.engine.set_flags(PORTAL, "test", {"paused": "true"})
 
 
 class TestMaintenance:

@@ -14,6 +14,8 @@ from controller.web import body
 
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 _ID: Final = re.compile(r"[a-z0-9]{16}")
+_AGENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What an agent may call itself (schemas/agents/openapi.yaml)."""
 _LONGEST: Final = 512
 """Characters of a text parameter."""
 
@@ -195,6 +197,16 @@ def flags(values: Sequence[results.FlagView]) -> wire.Flags:
     return wire.Flags(flags=tuple(_flag(each) for each in values))
 
 
+def new_flags(raw: bytes) -> dict[str, str | None]:
+    """The body of `POST backends/{backend}/flags`. Which flags there are is the engine's to say.
+
+    :raises MalformedBody: it is not what the contract says.
+    """
+    found = body.parse_unicode(raw)
+    wire.NEW_FLAGS.check(found)
+    return dict(found)
+
+
 def flags_set(value: results.FlagsSet) -> wire.FlagsSet:
     """What a command did to a backend's switches."""
     return wire.FlagsSet(backend=value.backend, changed=value.changed, flags=tuple(_flag(each) for each in value.flags))
@@ -240,6 +252,16 @@ def identifier(kind: str, text: str) -> str:
     """
     if not _ID.fullmatch(text):
         raise NotFound(f"There is no {kind} with this id.")
+    return text
+
+
+def agent_name(text: str) -> str:
+    """`text`, if an agent can be called so at all.
+
+    :raises NotFound: none can, so there is none.
+    """
+    if not _AGENT.fullmatch(text):
+        raise NotFound("There is no agent with this name.")
     return text
 
 

@@ -23,6 +23,7 @@ def make_app() -> web.Application:
     app.router.add_get("/agents", list_agents)
     app.router.add_get("/backends", list_backends)
     app.router.add_get("/flags", list_flags)
+    app.router.add_post("/backends/{backend}/flags", set_flags)
     app.router.add_post("/backends/{backend}/pause", pause)
     app.router.add_post("/backends/{backend}/unpause", unpause)
     app.router.add_post("/backends/{backend}/maintenance", maintain)
@@ -100,6 +101,13 @@ async def list_flags(request: web.Request) -> web.Response:
     return json_api.send(mapping.flags(await request.config_dict[ENGINE].flags(principal, wanted)))
 
 
+async def set_flags(request: web.Request) -> web.Response:
+    """Set single switches of a backend."""
+    principal, backend = await _operator(request)
+    wanted = mapping.new_flags(await body.read(request, wire.MAX_BODY))
+    return json_api.send(mapping.flags_set(await request.config_dict[ENGINE].set_flags(principal, backend, wanted)))
+
+
 async def pause(request: web.Request) -> web.Response:
     """Start no more jobs on a backend."""
     principal, backend = await _operator(request)
@@ -141,7 +149,7 @@ async def show_reboot_status(request: web.Request) -> web.Response:
 async def forget_agent(request: web.Request) -> web.Response:
     """Take all work from an agent that is gone for good."""
     principal, backend = await _operator(request)
-    agent = request.match_info["agent"]
+    agent = mapping.agent_name(request.match_info["agent"])
     return json_api.send(await request.config_dict[ENGINE].forget_agent(principal, backend, agent))
 
 

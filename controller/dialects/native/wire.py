@@ -24,6 +24,7 @@ MAX_BODY: Final = 4096
 
 CONTRACT: Final = Contract.load("native")
 MAINTENANCE: Final = CONTRACT.shape("maintenance")
+NEW_FLAGS: Final = CONTRACT.shape("newFlags")
 
 
 @frozen(kw_only=True)
