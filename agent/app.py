@@ -62,9 +62,11 @@ def make_places(settings: Settings) -> Places:
         archive=settings.archive_dir.absolute(),
         work=settings.work_dir.absolute(),
     )
-    for folder in (places.high, places.medium, places.work, places.work / "tasks"):
+    # The storage areas are for others, too, as the umask says; WORKDIR (studies' code, tasks) is the agent's alone.
+    folders = {places.high: 0o777, places.medium: 0o777, places.work: 0o700, places.work / "tasks": 0o700}
+    for folder, mode in folders.items():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:

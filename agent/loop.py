@@ -194,6 +194,8 @@ class Loop:
             return
         finally:
             self._slots_offered = 1  # no claim is open: nothing to renew
+        if response.undeclared:
+            await self._declare()
         if await self._accept(response) or self._tools.clock.monotonic() - since >= 1:
             self._barren = 0
             return

@@ -30,6 +30,15 @@ async def rap(client: Client, text: str) -> str:
     return _only(found, f"RAP id among the newest {_NEWEST} begins with {text}")
 
 
+async def check_backend(client: Client, slug: str) -> None:
+    """For commands that found nothing of a backend: a name with a slip must not look like an empty backend.
+
+    :raises Problem: the token opens no such backend.
+    """
+    if all(each["slug"] != slug for each in (await client.read("backends"))["backends"]):
+        raise Problem(f"there is no backend {slug!r} for this token: see `rap backends`")
+
+
 async def job(client: Client, text: str) -> str:
     """The id of the job that `text` names.
 

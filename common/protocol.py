@@ -137,6 +137,8 @@ class ClaimResponse:
 
     tasks: tuple[TaskOffer, ...]
     revoked: tuple[str, ...] = ()
+    undeclared: bool = False
+    """Whether the controller has forgotten what this agent said of itself: declare again."""
 
 
 @frozen(kw_only=True)

@@ -54,11 +54,12 @@ async def finalize(
         has begun.
     """
     folder = places.log_dir(definition.id, definition.created_at)
+    action = places.action_dir(definition.workspace, definition.action)
 
     def collect_outputs(stop: threading.Event) -> tuple[collect.Findings, list[_Stored]]:
         findings = collect.find(run.volume, definition.output_spec, stop)
         workspace = places.high_workspace(definition.workspace)
-        with attempts.newest(folder, run.task_id):
+        with attempts.newest(folder, run.task_id, stop), attempts.last_job(action, definition.id, stop):
             copied = collect.persist(run.volume, workspace, findings.outputs, stop)
             return findings, _release(places, definition, findings.outputs, copied, stop)
 
@@ -80,7 +81,7 @@ async def finalize(
     actions = await _study_actions(checkouts, definition)
 
     def publish(stop: threading.Event) -> None:
-        with attempts.newest(folder, run.task_id):
+        with attempts.newest(folder, run.task_id, stop), attempts.last_job(action, definition.id, stop):
             write(stop)
 
     def write(stop: threading.Event) -> None:
@@ -112,11 +113,11 @@ async def record_ending(
     recorded = metadata.compose(definition, run.task_id, ending, exit, now_ns)
     log = await write_log(places, executor, definition, run, recorded)
 
-    def write() -> None:
-        with attempts.newest(log.parent, run.task_id):
+    def write(stop: threading.Event) -> None:
+        with attempts.newest(log.parent, run.task_id, stop):
             metadata.write(log.parent, recorded)
 
-    await asyncio.to_thread(write)
+    await in_thread(write)
     return recorded
 
 
@@ -133,7 +134,7 @@ async def write_log(
         await asyncio.to_thread(_append, part, chunk)
         offset, last = offset + len(chunk), chunk[-1:]
     await asyncio.to_thread(_append, part, summary if last == b"\n" else b"\n" + summary)
-    await asyncio.to_thread(_finish_file, part, path, run.task_id)
+    await in_thread(lambda stop: _finish_file(part, path, run.task_id, stop))
     return path
 
 
@@ -142,9 +143,9 @@ def _start_file(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def _finish_file(part: Path, path: Path, task_id: str) -> None:
+def _finish_file(part: Path, path: Path, task_id: str, stop: threading.Event) -> None:
     try:
-        with attempts.newest(path.parent, task_id):
+        with attempts.newest(path.parent, task_id, stop):
             part.replace(path)
     finally:
         remove_file(part)

@@ -23,11 +23,11 @@ async def prepare(places: Places, checkouts: Checkouts, definition: JobDefinitio
     volume = run.volume
 
     def empty(stop: threading.Event) -> None:
-        del stop
         archive = places.archived(definition.workspace)
         if archive is not None:
             raise ArchivedWorkspace(f"Workspace {definition.workspace} has been archived ({archive.name})")
-        with attempts.newest(places.log_dir(definition.id, definition.created_at), run.task_id):
+        with attempts.newest(places.log_dir(definition.id, definition.created_at), run.task_id, stop):
+            attempts.begin_job(places.action_dir(definition.workspace, definition.action), definition.id, stop)
             remove_tree(volume)
             volume.mkdir(parents=True)
 

@@ -25,6 +25,8 @@ from agent.core.errors import OutputClash, UnsafePath
 
 CHUNK: Final = 1024 * 1024
 TIMESTAMP: Final = ".opensafely-timestamp"
+_LOCK_SECONDS: Final = 0.1
+"""Between two tries at a lock."""
 _ARCHIVES: Final = (".tar.gz", ".tar.zstd", ".tar.xz")
 
 
@@ -57,6 +59,10 @@ class Places:
         """Log and metadata of the job, under the month in which it was created (UTC)."""
         month = datetime.fromtimestamp(created_at, UTC).strftime("%Y-%m")
         return self.high / "logs" / month / f"os-job-{check_id(job_id, 'id')}"
+
+    def action_dir(self, workspace: str, action: str) -> Path:
+        """What agents that share this storage have to agree on about an action of a workspace."""
+        return self.high / "logs" / "actions" / check_workspace(workspace) / action
 
     def find_log_dir(self, job_id: str) -> Path | None:
         """The newest log folder of a job whose month is not known, if it has one with metadata."""
@@ -146,12 +152,25 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Exclusive use of a workspace's metadata, among threads and among agents on this machine."""
+def locked(folder: Path, stop: threading.Event | None = None) -> Iterator[None]:
+    """Exclusive use of a workspace's metadata, among threads and among agents that share the storage.
+
+    :raises Stopped: `stop` was set while somebody else had it: an agent that is suspended may have it for hours.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while not _try_lock(lock, wait=stop is None):
+            if stop is not None and stop.wait(_LOCK_SECONDS):
+                raise Stopped
         yield
+
+
+def _try_lock(lock: BinaryIO, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def remove_file(path: Path) -> None:

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from attrs import asdict, field, frozen
 
 from cli.errors import Problem
+from common.convert import structure
 
 FORMAT: Final = 1
 DUMP: Final = "database.dump"
@@ -263,13 +264,13 @@ def _expected(name: str) -> bool:
 
 def _manifest(file: Path, text: bytes) -> Manifest:
     try:
-        document: dict[str, Any] = json.loads(text)
+        # Not orjson: names of blobs may hold bytes that are no UTF-8.
+        document = json.loads(text)
         number = document["format"]
         if type(number) is not int or number < 1:
             raise ValueError("its format is no number")
         if number > FORMAT:
             raise Problem(f"{file} has format {number} and this program knows {FORMAT}: use a newer program")
-        migrations = tuple(Migration(**each) for each in document.pop("migrations"))
-        return Manifest(migrations=migrations, **document)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return structure(document, Manifest)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise Problem(f"{file} is no backup of ours: its {MANIFEST} cannot be read ({error})") from error

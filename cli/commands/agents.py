@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from cli import connection, report
+from cli import connection, lookup, report
 from cli.connection import Connection
 
 
@@ -43,7 +43,10 @@ def agents(backend: str | None, **options: Any) -> None:
 async def _read(connected: Connection, backend: str | None) -> dict[str, Any]:
     async with connected.client() as client:
         found = (await client.read("agents"))["agents"]
-    return {"agents": [each for each in found if backend in (None, each["backend"])]}
+        of_backend = [each for each in found if backend in (None, each["backend"])]
+        if backend is not None and not of_backend:
+            await lookup.check_backend(client, backend)
+    return {"agents": of_backend}
 
 
 def _ago(at: str | None, now: datetime) -> str:

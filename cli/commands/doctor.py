@@ -36,8 +36,12 @@ def doctor(everything: bool, **options: Any) -> None:
     Which checks are made depends on the environment: RAP_DATABASE_URL (the database), RAP_URL and RAP_TOKEN or a
     `rap up` on this machine (a controller and its backends), RAP_CONTROLLER_URL and BACKEND (an agent's machine).
     """
-    connected = _controller(**options)
-    found = connection.run(_check(connected))
+    connected, fault = None, None
+    try:
+        connected = _controller(**options)
+    except Problem as error:  # no token: that does not stop the checks of anything else
+        fault = error
+    found = connection.run(_check(connected, options["url"], fault))
     if not found:
         raise Problem("nothing to check here: set RAP_DATABASE_URL, RAP_URL and RAP_TOKEN, or an agent's settings")
     if options["as_json"]:
@@ -55,13 +59,18 @@ def _controller(**options: Any) -> Connection | None:
     return connection.connect(**options)
 
 
-async def _check(connected: Connection | None) -> list[Section]:
+async def _check(connected: Connection | None, url: str | None, fault: Problem | None) -> list[Section]:
     found: list[Section] = []
     if os.environ.get("RAP_DATABASE_URL"):
         workdir = findings.disk("workdir_disk", "WORKDIR", Path(os.environ.get("WORKDIR") or "workdir"))
         found.append(("Database", [*await database.check(), workdir]))
     if connected is not None:
         found.append((f"Controller {connected.url}", [*await controller.check(connected), *_local_disk(connected)]))
+    if fault is not None:
+        health = await controller.check_health(url) if url is not None else []
+        advice = "set RAP_TOKEN to a client's token, or RAP_URL to nothing"
+        unasked = findings.problem("diagnosis", f"The controller was not asked: {fault.message}.", advice)
+        found.append((f"Controller {url}", [*health, unasked]))
     if agent.is_one(os.environ):
         found.append(("Agent", await agent.check()))
     return found

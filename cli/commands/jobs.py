@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from cli import connection, report
+from cli import connection, lookup, report
 from cli.connection import Connection
 
 _PAGE: Final = 200
@@ -51,6 +51,8 @@ async def _read(connected: Connection, limit: int, filters: Mapping[str, str | N
             found += page["jobs"]
             cursor = page["next_cursor"]
             if cursor is None or len(found) >= limit:
+                if not found and (backend := filters["backend"]) is not None:
+                    await lookup.check_backend(client, backend)
                 return {"jobs": found, "next_cursor": cursor}
 
 
@@ -59,6 +61,7 @@ def _table(found: list[dict[str, Any]], now: datetime) -> Table:
     weighted = any(job["weight"] != 1 for job in found)
     headers = ["Job", "Backend", "Workspace", "Action", "State: code", "For", "Attempt", "Agent"]
     table = report.table(*headers, *(["Weight"] if weighted else []), "By", "RAP")
+    table.columns[0].min_width = 16  # on a narrow terminal other columns give way: an id is there to be typed
     for job in found:
         since = (now - datetime.fromisoformat(job["code_changed_at"])).total_seconds()
         cells = [

@@ -10,6 +10,9 @@ from cli import confirmation, connection, report
 from cli.connection import Connection
 
 _UNITS: Final = {"d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+_SHORTEST: Final = _UNITS["d"]
+_LONGEST: Final = 100 * _UNITS["y"]
+"""Seconds, as in the contract."""
 _AGE: Final = re.compile(r"([0-9]{1,6})([dwy])")
 _COUNTS: Final = ("raps", "jobs", "kept", "outputs", "events", "logs", "tasks")
 
@@ -20,7 +23,10 @@ def _age(ctx: click.Context, param: click.Parameter, value: str) -> int:
     if found is None:
         message = f"{value!r} is not a number of days, weeks or years, such as 90d, 12w or 2y"
         raise click.BadParameter(message, ctx=ctx, param=param)
-    return int(found[1]) * _UNITS[found[2]]
+    seconds = int(found[1]) * _UNITS[found[2]]
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise click.BadParameter(f"{value!r} is not between 1d and 100y", ctx=ctx, param=param)
+    return seconds
 
 
 @click.command()

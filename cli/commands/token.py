@@ -75,10 +75,16 @@ def create(
         "lifetime_seconds": lifetime,
     }
     made = connection.run(_change(connected, "tokens", body=body))["token"]
-    if connected.json:
-        connection.print_json({**made, "secret": secret})
-        return
-    click.echo(secret)
+    try:
+        if connected.json:
+            connection.print_json({**made, "secret": secret})
+            return
+        click.echo(secret)
+    except OSError as error:
+        raise Problem(
+            f"token {name} was made but cannot be printed ({error.strerror or error}), so nobody has it: "
+            f"rap token revoke {name}, and make one with another name"
+        ) from error
     until = f"until {made['expires_at']}" if made["expires_at"] else "until it is revoked"
     connection.console(stderr=True).print(
         f"This is token {report.safe(made['name'])}: {_grants(made)}, {until}. It is shown only now.", soft_wrap=True

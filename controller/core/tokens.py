@@ -33,7 +33,7 @@ class NewToken:
 def kind_of(grants: Mapping[str, frozenset[Verb]]) -> TokenKind:
     """The kind of a token with these grants.
 
-    :raises Rejected: it would open both doors, or a backend for nothing.
+    :raises Rejected: it would open both doors, or a backend for nothing, or let somebody act without seeing.
     """
     if not grants or not all(grants.values()):
         raise Rejected("A token opens at least one backend, for at least one thing.", field="grants")
@@ -41,6 +41,8 @@ def kind_of(grants: Mapping[str, frozenset[Verb]]) -> TokenKind:
         return TokenKind.AGENT
     if any(Verb.AGENT in verbs for verbs in grants.values()):
         raise Rejected("A token is either an agent's or a client's: `agent` goes with no other verb.", field="grants")
+    if not all(Verb.READ in verbs for verbs in grants.values()):
+        raise Rejected("`run` and `manage` go with `read`: a portal that cannot read its RAPs takes them for lost.")
     return TokenKind.CLIENT
 
 

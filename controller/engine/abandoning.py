@@ -61,8 +61,9 @@ async def forget_agent(ctx: Context, principal: Principal, backend: str, agent: 
         known = await backends.lock_agent.one(tx, backend=backend, id=agent)
         if known is None:
             raise NotFound(f"Backend {backend!r} has no agent {agent!r}.", agent=agent)
+        # Of a living agent no more than the clocks' difference is negative; a clock that was set back is another thing.
         silent = now - known.last_seen_at
-        if silent < timedelta(seconds=ctx.lease_seconds):
+        if abs(silent) < timedelta(seconds=ctx.lease_seconds):
             raise Conflict(
                 f"Agent {agent!r} was seen {silent.total_seconds():.0f} s ago. Stop it first; it counts as gone after"
                 f" {ctx.lease_seconds:g} s of silence.",

@@ -80,7 +80,7 @@ class JobInBatch:
         self.current = attrs.evolve(
             self.current, progress=progress, metrics=_metrics(statement) or self.current.metrics
         )
-        if statement.complete:
+        if progress.state.is_terminal:  # what a void attempt made is nobody's
             self.outputs = _outputs(statement)
 
 

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 _AGAIN: Final = timedelta(seconds=1)
 """When to look again for what another process was about to tell us."""
+_BELIEVABLE: Final = timedelta(minutes=1)
+"""How far the clocks of controllers may be apart."""
 _KEPT: Final = timedelta(days=7)
 """How long finished checks are kept; there are hundreds a day."""
 
@@ -38,7 +40,9 @@ async def check(
     if not kinds:
         return None
     # A kind that the settings no longer name may still have a task: that one is called off.
-    rounds = await tasks.rounds.all(tx, backend=backend, types=[TaskType.DBSTATUS, TaskType.DBDATACHECK])
+    rounds = await tasks.rounds.all(
+        tx, backend=backend, types=[TaskType.DBSTATUS, TaskType.DBDATACHECK], believable=now + _BELIEVABLE
+    )
     values = {flag.id: flag.value or "" for flag in flags}
     decision = decide(
         Situation(

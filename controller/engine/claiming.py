@@ -31,6 +31,8 @@ async def declare_agent(ctx: Context, backend: str, agent: str, declaration: Dec
     """Store what the agent says of itself."""
     now = ctx.clock.now()
     async with ctx.db.transaction() as tx:
+        # In the order of a claim: one of an earlier start of this agent may still be under way.
+        await backends.see.run(tx, backend=backend, now=now)
         await backends.declare_agent.run(
             tx,
             backend=backend,
@@ -42,7 +44,6 @@ async def declare_agent(ctx: Context, backend: str, agent: str, declaration: Dec
             on_loss=declaration.on_loss,
             now=now,
         )
-        await backends.see.run(tx, backend=backend, now=now)
     return Welcome(lease_seconds=ctx.lease_seconds, poll_seconds=ctx.poll_seconds, server_time=now.isoformat())
 
 
@@ -81,7 +82,7 @@ async def _look(ctx: Context, backend: str, request: ClaimRequest) -> ClaimRespo
     holding = [held.task_id for held in request.holding]
     async with ctx.db.transaction() as tx:
         await backends.see.run(tx, backend=backend, now=now)
-        await backends.see_agent.run(tx, backend=backend, id=request.agent, now=now)
+        undeclared = await backends.see_agent.one(tx, backend=backend, id=request.agent, slots=request.slots, now=now)
         revoked: list[str] = []
         if holding:
             await tasks.renew.run(tx, backend=backend, agent=request.agent, holding=holding, lease=lease)
@@ -94,7 +95,9 @@ async def _look(ctx: Context, backend: str, request: ClaimRequest) -> ClaimRespo
             slots=max(0, request.slots),
             lease=lease,
         )
-    return ClaimResponse(tasks=tuple(_offer(task) for task in claimed), revoked=tuple(revoked))
+    return ClaimResponse(
+        tasks=tuple(_offer(task) for task in claimed), revoked=tuple(revoked), undeclared=bool(undeclared)
+    )
 
 
 def _offer(task: Task) -> TaskOffer:

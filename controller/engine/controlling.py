@@ -13,7 +13,7 @@ from common.ids import retry_rap_id
 from controller.core.codes import JobState
 from controller.core.errors import NotFound, Rejected
 from controller.core.machine import Event, Killed, Move, Retried, step
-from controller.core.model import Job, JobId, Principal, RapId, RapRequest
+from controller.core.model import RUN_ALL, Job, JobId, Principal, RapId, RapRequest
 from controller.engine import creating
 from controller.engine.admission import admit_operator
 from controller.engine.context import Context
@@ -135,6 +135,11 @@ async def _resubmit(ctx: Context, principal: Principal, job: Job) -> JobRetried:
     if job.progress.cancelled:
         text = "The job was cancelled by its user, who may ask for it again: nothing was done."
         return JobRetried(job=job, done=Retry.NOTHING, message=text)
+    if job.spec.action == RUN_ALL:
+        raise Rejected(
+            f"An action that is called {RUN_ALL} cannot be asked for by itself: retry one of those that need it.",
+            job_id=job.id,
+        )
     rap_id = RapId(retry_rap_id(job.id))
     new_job = JobId(id_of_job(rap_id, job.spec.action))
     async with ctx.db.connection() as tx:

@@ -110,7 +110,8 @@ async def _history(
 
 async def _summaries(tx: Tx, rows: Sequence[jobs.ListedRow]) -> tuple[JobSummary, ...]:
     owners = {owner.id: owner.created_by for owner in await raps.owners.all(tx, ids=[row.rap_id for row in rows])}
-    return tuple(_summary(row, owners[row.rap_id]) for row in rows)
+    # What was pruned since the rows were read is not there any more.
+    return tuple(_summary(row, owners[row.rap_id]) for row in rows if row.rap_id in owners)
 
 
 def _encode(*place: int) -> str:

@@ -109,6 +109,7 @@ async def _forget(tx: Tx, run: Pruned, rap_ids: list[str]) -> Pruned:
     cleared = await pruning.clear.one(tx, job_ids=job_ids)
     removed = await pruning.removable.all(tx, backend=run.backend, cutoff=run.cutoff, rap_ids=rap_ids)
     removed_jobs = await pruning.jobs_of.all(tx, rap_ids=removed)
+    await pruning.forget_late_logs.run(tx, job_ids=removed_jobs)
     await pruning.forget_needs.run(tx, job_ids=removed_jobs)
     await pruning.forget_dependants.run(tx, job_ids=removed_jobs)
     outputs = await pruning.remove_outputs.one(tx, job_ids=removed_jobs)

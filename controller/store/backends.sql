@@ -51,8 +51,12 @@ SET version = excluded.version, executor = excluded.executor, slots = excluded.s
     on_loss = excluded.on_loss, last_seen_at = excluded.last_seen_at;
 
 -- name: see_agent
--- The heartbeat of one agent.
-UPDATE agent SET last_seen_at = @now WHERE backend = @backend AND id = @id;
+-- The heartbeat of one agent. One that is not known (it was forgotten, and lives after all) can hold work from now on,
+-- so operators must see it; what it declared is lost, so that its jobs are not run twice.
+INSERT INTO agent (backend, id, version, executor, slots, egress, on_loss, last_seen_at)
+VALUES (@backend, @id, 'unknown', 'unknown', greatest(1, @slots), '{}', 'fail', @now)
+ON CONFLICT (backend, id) DO UPDATE SET last_seen_at = excluded.last_seen_at
+RETURNING executor = 'unknown' AS undeclared;
 
 -- name: agents
 -- Everybody who ever declared themselves for these backends, and how many jobs each holds.

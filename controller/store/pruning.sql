@@ -22,7 +22,8 @@ SELECT id FROM job WHERE rap_id = ANY(@rap_ids::text[]);
 -- * the workspace's memory of an action: its newest job that was not cancelled, among those that ended before the
 --   cut-off. (While a newer one is younger than that, a cancel of it brings this one back.)
 -- * a job that a job which is not finished waits for, or was given as input;
--- * an active task: the stop that no agent has confirmed.
+-- * an active task: the stop that no agent has confirmed;
+-- * a job that was cancelled after all since the page was read.
 -- The look-up of a newer job starts at the next one, which is nearly always old enough: hence its order.
 WITH given AS (
     SELECT jsonb_array_elements_text(task.definition -> 'input_job_ids') AS id
@@ -35,7 +36,8 @@ FROM unnest(@rap_ids::text[]) AS wanted (id)
 WHERE NOT EXISTS (
     SELECT FROM job
     WHERE job.rap_id = wanted.id AND (
-        NOT job.cancelled AND (
+        job.completed_at >= @cutoff
+        OR NOT job.cancelled AND (
             SELECT newer.id FROM job AS newer
             WHERE newer.backend = job.backend AND newer.workspace = job.workspace AND newer.action = job.action
               AND NOT newer.cancelled AND newer.seq > job.seq AND newer.completed_at < @cutoff
@@ -61,6 +63,11 @@ WITH events AS (
 )
 SELECT (SELECT count(*) FROM events) AS events, (SELECT count(*) FROM logs) AS logs,
        (SELECT count(*) FROM tasks) AS tasks;
+
+-- name: forget_late_logs
+-- A chunk of a log is stored under its task's lock alone, so one may have come while `clear` waited for that task.
+-- The tasks are gone now: no further one can.
+DELETE FROM job_log WHERE job_id = ANY(@job_ids::text[]);
 
 -- name: forget_needs
 -- What jobs that are about to go waited for.

@@ -52,7 +52,8 @@ WITH held AS (
 UPDATE task SET lease_expires_at = @lease FROM held WHERE task.id = held.id;
 
 -- name: rounds
--- Where a backend is with each of these kinds of check: the active one, and when the last one was over.
+-- Where a backend is with each of these kinds of check: the active one, and when the last one was over. An end that
+-- lies further ahead than clocks differ is what a wrong clock left behind: waiting for it could be waiting for years.
 SELECT kind.type, current.id AS active, current.lease_expires_at, past.finished_at
 FROM unnest(@types::text[]) AS kind (type)
 LEFT JOIN LATERAL (
@@ -61,7 +62,7 @@ LEFT JOIN LATERAL (
 ) AS current ON true
 LEFT JOIN LATERAL (
     SELECT finished_at FROM task
-    WHERE backend = @backend AND type = kind.type AND finished_at IS NOT NULL AND type IN ('dbstatus', 'dbdatacheck')
+    WHERE backend = @backend AND type = kind.type AND finished_at <= @believable AND type IN ('dbstatus', 'dbdatacheck')
     ORDER BY finished_at DESC LIMIT 1
 ) AS past ON true;
 

@@ -45,6 +45,8 @@ class FakeController:
         self.logs: dict[str, str] = {}
         self.log_bound = 10**9
         self.faults: list[Fault] = []
+        self.forgotten = False
+        """Tell claims that their agent is not known, until it declares itself."""
         self.duplicate = False
         """Offer tasks that the agent holds as well."""
         self.traffic: list[bytes] = []
@@ -117,6 +119,7 @@ class FakeController:
 
     async def _declare(self, request: web.Request) -> web.Response:
         self.declarations.append(await request.json())
+        self.forgotten = False
         return web.json_response({"lease_seconds": 900, "poll_seconds": 300, "server_time": "2026-03-01T00:00:00Z"})
 
     def _due(self, claim: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +128,8 @@ class FakeController:
         runs = [t for t in waiting if t.type == "runjob"][: claim["slots"]]
         others = [t for t in waiting if t.type != "runjob"]
         revoked = sorted(self.revoke & {held["task_id"] for held in claim["holding"]})
-        return {"tasks": [attrs.asdict(t) for t in (*runs, *others)], "revoked": revoked}
+        tasks = [attrs.asdict(task) for task in (*runs, *others)]
+        return {"tasks": tasks, "revoked": revoked, "undeclared": self.forgotten}
 
     async def _claim(self, request: web.Request) -> web.Response:
         claim = await request.json()

@@ -13,7 +13,7 @@ from agent import app
 from agent.executors.base import Unusable
 from agent.loop import StopMode
 from common.clock import SystemClock
-from tests.agent.stage import stand, write_output
+from tests.agent.stage import make_settings, stand, write_output
 from tests.agent.test_loop import T1
 
 
@@ -77,3 +77,9 @@ async def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch
         settings = evolve(stage.settings, medium_privacy_dir=tmp_path / "medium")
         with pytest.raises(Unusable, match=r"medium cannot be .*: Read-only"):
             await app.run(settings, stage.executor, SystemClock(), asyncio.Event())
+
+
+def test_a_new_workdir_is_the_agents_alone(tmp_path: Path) -> None:
+    """It holds the code of studies, and what tasks say."""
+    places = app.make_places(make_settings(tmp_path, "http://127.0.0.1:1"))
+    assert [each.stat().st_mode & 0o077 for each in (places.work, places.work / "tasks")] == [0, 0]

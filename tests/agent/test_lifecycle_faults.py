@@ -360,10 +360,12 @@ async def test_a_closed_backend_sends_no_name_no_log_and_no_environment(tmp_path
 
         async with stage.agent(egress=parse_egress("status")):
             common = {"env": {"SECRET": "canary-env"}, "allow_database_access": True, "action": "canary-action"}
+            # An action has one job at a time.
+            two, three = ({**common, "action": f"canary-{name}"} for name in ("two", "three"))
             await stage.controller.offer(
                 stage.run_task("jobone", output_spec=specs, repo_url=repo, commit=commit, **common),
-                stage.run_task("jobtwo", commit="0" * 40, **common),
-                stage.run_task("jobthree", memory_limit="canary-limit", **common),
+                stage.run_task("jobtwo", commit="0" * 40, **two),
+                stage.run_task("jobthree", memory_limit="canary-limit", **three),
             )
             await until_forgotten(stage, T1, "jobtwo-001", "jobthree-001")
             await stage.controller.offer(stage.run_task("jobfour", input_job_ids=["jobone"], **common))

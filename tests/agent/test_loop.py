@@ -189,6 +189,16 @@ async def test_metrics_and_log_are_pushed_while_the_job_runs(tmp_path: Path) -> 
         assert stage.controller.final(T1)["results"]["exit_code"] == "3"
 
 
+async def test_an_agent_that_was_forgotten_declares_itself_again(tmp_path: Path) -> None:
+    async with stand(tmp_path) as stage, stage.agent():
+        await stage.controller.until(lambda: stage.controller.open_claims == 1)
+        stage.controller.forgotten = True
+        await stage.controller.offer(stage.run_task())
+        await stage.controller.until(lambda: len(stage.controller.declarations) == 2)
+        await until_forgotten(stage, T1)
+    assert stage.controller.declarations[0] == stage.controller.declarations[1]
+
+
 @pytest.mark.parametrize("egress", [Egress(logs=True), Egress(logs=True, outputs=True)])
 async def test_the_summary_of_a_log_leaves_only_where_outputs_may_be_named(tmp_path: Path, egress: Egress) -> None:
     async with stand(tmp_path) as stage:

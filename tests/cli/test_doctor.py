@@ -71,6 +71,17 @@ async def test_all_shows_what_is_in_order(controller: FakeController) -> None:
     assert "tpp: A sentence." in (await invoke(controller, "doctor", "--all")).stdout
 
 
+async def test_without_a_token_everything_else_is_checked(
+    controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAP_DATABASE_URL", "postgresql://u@127.0.0.1:1/none")
+    done = await asyncio.to_thread(CliRunner().invoke, rap, ["doctor", "--all", "--url", controller.url])
+    assert done.exit_code == 1, done.output
+    assert "cannot be reached" in done.stdout
+    assert "is ready" in done.stdout
+    assert "RAP_TOKEN" in done.stdout
+
+
 async def test_a_controller_that_is_not_ready(controller: FakeController) -> None:
     controller.script["GET /readyz"] = [(503, {"status": "unavailable", "failing": ["database"]})]
     controller.script[DIAGNOSIS] = [(503, {"error": "unavailable", "message": "away"})]
@@ -197,7 +208,7 @@ async def test_a_dry_run_asks_nothing_and_says_would(controller: FakeController)
     assert controller.requests == [(PRUNE, {"older_than_seconds": 14 * 86_400, "dry_run": True, "after": 0})]
 
 
-@pytest.mark.parametrize("age", ["90", "1.5d", "-1d", "d", "90m", ""])
+@pytest.mark.parametrize("age", ["90", "1.5d", "-1d", "d", "90m", "", "0d", "101y"])
 async def test_an_age_that_is_none(controller: FakeController, age: str) -> None:
     done = await invoke(controller, "prune", "b", "--older-than", age, "-y")
     assert (done.exit_code, controller.requests) == (2, [])

@@ -242,3 +242,15 @@ async def test_agents_tell_their_load_and_silence(controller: FakeController) ->
     assert json.loads((await invoke(controller, "agents", "--json")).stdout) == {"agents": found}
     controller.script["GET /api/agents"] = (200, {"agents": []})
     assert (await invoke(controller, "agents")).stdout == "No agents.\n"
+
+
+@pytest.mark.parametrize("command", ["agents", "jobs"])
+async def test_a_backend_with_a_slip_is_not_taken_for_an_empty_one(controller: FakeController, command: str) -> None:
+    controller.script["GET /api/agents"] = (200, {"agents": []})
+    controller.script["GET /api/jobs"] = (200, {"jobs": [], "next_cursor": None})
+    controller.script["GET /api/backends"] = (200, {"backends": [{"slug": "tpp"}]})
+    slip = await invoke(controller, command, "--backend", "ttp")
+    assert (slip.exit_code, slip.stdout) == (2, "")
+    assert "no backend 'ttp'" in slip.stderr
+    empty = await invoke(controller, command, "--backend", "tpp")
+    assert (empty.exit_code, empty.stdout) == (0, f"No {command}.\n")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -172,3 +173,23 @@ async def test_at_a_terminal_it_asks(
     assert result.exit_code == code
     assert "Revoke token laptop? Whoever uses it is shut out at once." in result.stderr
     assert controller.paths() == ([REVOKE] if code == 0 else [])
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+async def test_a_token_that_cannot_be_printed_is_to_be_revoked(
+    controller: FakeController, monkeypatch: pytest.MonkeyPatch, as_json: list[str]
+) -> None:
+    """It is valid, and nobody has it."""
+    controller.script[CREATE] = (200, {"changed": True, "token": made()})
+    echo = click.echo
+
+    def full(message: Any = None, *rest: Any, **options: Any) -> None:
+        if not options.get("err"):
+            raise OSError(28, "No space left on device")
+        echo(message, *rest, **options)
+
+    monkeypatch.setattr("click.echo", full)
+    result = await invoke(controller, "token", "create", "laptop", "-b", "b", *as_json)
+    assert result.exit_code == 2
+    assert "rap token revoke laptop" in result.stderr
+    assert not tokens.FORM.search(result.stderr)

@@ -19,6 +19,7 @@ from tests.engine.conftest import PROJECT, Study, commit_project
 CLIENT_TOKEN = "client-token-of-test"
 OTHER_TOKEN = "client-token-of-other"
 AGENT_TOKEN = "agent-token-of-test"
+OPERATOR_TOKEN = "operator-token-of-test"
 
 
 @define
@@ -65,6 +66,7 @@ async def live(database_dsn: str, tmp_path: Path) -> AsyncIterator[LiveControlle
             "RAP_DATABASE_URL": database_dsn,
             "BACKENDS": "test,other",
             "TEST_CLIENT_TOKENS": CLIENT_TOKEN,
+            "TEST_OPERATOR_TOKENS": OPERATOR_TOKEN,
             "OTHER_CLIENT_TOKENS": OTHER_TOKEN,
             "TEST_JOB_SERVER_TOKEN": AGENT_TOKEN,
             "ALLOW_LOCAL_GIT_REPOS": "true",

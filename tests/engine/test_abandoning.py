@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.protocol import Declaration, OnLoss, Verdict
+from common.protocol import ClaimRequest, Declaration, OnLoss, TaskOffer, Verdict
 from controller.core.errors import Conflict, Forbidden, NotFound
 from controller.core.retry import DEFAULT
 from tests.engine.conftest import Harness, Study
@@ -11,7 +11,7 @@ from tests.factories import operator, principal
 SECOND = "agent-2"
 
 
-async def start(harness: Harness, study: Study) -> tuple[str, object]:
+async def start(harness: Harness, study: Study) -> tuple[str, TaskOffer]:
     """A job that agent-1 holds; its RAP and its task."""
     created = await harness.create(study.request("extract"))
     await harness.settle()
@@ -124,3 +124,27 @@ async def test_only_operators_forget_and_only_known_agents(harness: Harness) -> 
         await harness.engine.forget_agent(operator("test"), "other", harness.agent)
     with pytest.raises(NotFound, match="no agent 'nobody'"):
         await harness.engine.forget_agent(operator("test"), "test", "nobody")
+
+
+async def test_a_clock_that_was_set_back_does_not_keep_a_gone_agent(harness: Harness, study: Study) -> None:
+    _, task = await start(harness, study)
+    harness.clock.advance(-86_400)
+    done = await harness.engine.forget_agent(operator("test"), "test", harness.agent)
+    assert done.jobs == (task.job_id,)
+
+
+async def test_a_forgotten_agent_that_lives_after_all_can_be_forgotten_again(harness: Harness, study: Study) -> None:
+    """What it declared is lost, until it is asked to do so again; what it holds must not be."""
+    harness.clock.advance(harness.context.lease_seconds)
+    await harness.engine.forget_agent(operator("test"), "test", harness.agent)
+    await start(harness, study)
+    (back,) = await harness.engine.agents(principal("test"))
+    assert (back.id, back.version, back.load, back.on_loss) == (harness.agent, "unknown", 1, "fail")
+    claim = ClaimRequest(agent=harness.agent, slots=0)
+    assert (await harness.engine.claim("test", claim)).undeclared
+    await appear(harness, harness.agent)
+    assert not (await harness.engine.claim("test", claim)).undeclared
+    await harness.engine.prepare_for_reboot(operator("test"), "test")
+    harness.clock.advance(harness.context.lease_seconds)
+    assert (await harness.engine.forget_agent(operator("test"), "test", harness.agent)).stops == 1
+    assert (await harness.engine.reboot_status(operator("test"), "test")).safe

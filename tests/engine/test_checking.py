@@ -87,6 +87,16 @@ class TestAsking:
         await ask(harness)
         assert await stored() == 1
 
+    async def test_an_end_in_the_future_of_a_clock_that_was_set_back_is_not_waited_for(self, harness: Harness) -> None:
+        harness = checked(harness, STATUS)
+        harness.clock.advance(400 * DAY)
+        await answer(harness, await ask(harness), "db-maintenance")
+        harness.clock.advance(-400 * DAY)
+        await answer(harness, await ask(harness), "")
+        assert (await mode(harness))[0] == ""
+        assert (await harness.engine.schedule("test")).next_at == harness.clock.now() + timedelta(minutes=5)
+        assert await active(harness) == []
+
     async def test_other_backends_are_not_asked(self, harness: Harness) -> None:
         harness = checked(harness)
         await harness.settle("other")

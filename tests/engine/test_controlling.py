@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from controller.core.codes import JobState
 from controller.core.errors import Forbidden, NotFound, Rejected
 from controller.core.model import Job, JobId, RapId, Verb
 from controller.engine.results import Retry
-from tests.engine.conftest import Harness, Study
+from tests.engine.conftest import Harness, Study, commit_project
 from tests.factories import principal
 
 OPERATOR = principal("test", verbs=frozenset({Verb.READ, Verb.MANAGE}))
@@ -268,3 +269,17 @@ async def test_a_command_at_the_same_moment_as_anything_else_ends_in_one_consist
             else:
                 assert await harness.finish(offered) is Verdict.APPLIED
         assert await harness.finish(task) in (Verdict.STALE, Verdict.REPEATED)
+
+
+async def test_an_action_called_run_all_is_not_retried_as_all_of_the_project(harness: Harness, tmp_path: Path) -> None:
+    def action(name: str, *needs: str) -> dict[str, Any]:
+        outputs = {"highly_sensitive": {"rows": f"{name}.csv"}}
+        return {"run": f"python:v2 python {name}.py", "needs": list(needs), "outputs": outputs}
+
+    actions = {"run_all": action("first"), "second": action("second", "run_all"), "third": action("third")}
+    path = tmp_path / "odd"
+    commit = commit_project(path, {"version": "4", "actions": actions})
+    _, tasks = await claimed(harness, Study(path, commit), "second")
+    await harness.finish(tasks["run_all"], exit_code=1)
+    with pytest.raises(Rejected, match="retry one of those that need it"):
+        await harness.engine.retry(OPERATOR, JobId(tasks["run_all"].job_id or ""))

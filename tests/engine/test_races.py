@@ -6,12 +6,15 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 
-from common.protocol import ClaimRequest, Held, ReleaseRequest, Report, ReportsRequest, TaskOffer, Verdict
+from common.protocol import ClaimRequest, Declaration, Held, ReleaseRequest, Report, ReportsRequest, TaskOffer, Verdict
 from controller.core.codes import JobState
 from controller.core.model import JobId, RapId
 from controller.engine.results import Created
+from controller.store import backends
+from controller.store.db import Database
 from tests.engine.conftest import Harness, Study, listening
 from tests.factories import principal
 
@@ -257,3 +260,33 @@ async def test_history_does_not_go_back_when_the_clock_does(harness: Harness, st
     again = (await harness.jobs(created.rap_id))["extract"].progress
     assert again.completed_at is not None
     assert again.completed_at >= progress.completed_at
+
+
+async def test_an_agent_that_starts_anew_and_its_last_claim_do_not_lock_each_other_out(
+    harness: Harness, database: Database, database_dsn: str
+) -> None:
+    onlooker = await asyncpg.connect(database_dsn)
+    try:
+        async with database.transaction() as claim:
+            await backends.see.run(claim, backend="test", now=harness.clock.now())
+            declaration = Declaration(version="2", executor="fake", slots=1)
+            declared = asyncio.create_task(harness.engine.declare_agent("test", harness.agent, declaration))
+            async with asyncio.timeout(20):
+                while not await onlooker.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"):
+                    assert not declared.done()
+            await claim.execute("SELECT FROM agent WHERE id = $1 FOR UPDATE NOWAIT", harness.agent)
+        await declared
+    finally:
+        await onlooker.close()
+
+
+async def test_what_a_void_attempt_made_is_not_the_jobs(harness: Harness, study: Study) -> None:
+    rap_id, tasks = await claimed(harness, study, "extract")
+    results = {
+        "error": {"message": "no disk"},
+        "outputs": [{"path": "a.csv", "level": "highly_sensitive", "size": 1, "sha256": "0" * 64}],
+    }
+    report = said(tasks["extract"], "error", complete=True, results=results)
+    assert await verdicts(harness, report) == ["applied"]
+    (detail,) = (await harness.engine.rap_detail(principal("test"), rap_id)).jobs
+    assert (detail.job.progress.code.value, detail.outputs) == ("waiting_on_new_task", ())

@@ -28,6 +28,7 @@ VALUES: Mapping[str, Any] = {
     "backends": ["test", "other"],
     "before": None,
     "before_position": JOBS_OF_A_RAP,
+    "believable": NOW,
     "changes": [],
     "code": None,
     "cutoff": NOW,

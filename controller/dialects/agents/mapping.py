@@ -48,7 +48,7 @@ def declaration(raw: bytes, agent: str) -> Declaration:
         yield from _agent("the agent's name in the path", agent)
         yield from _text("$.version", value.version, longest=200)
         yield from _text("$.executor", value.executor, longest=100)
-        yield from _integer("$.slots", value.slots, 0, MOST_SLOTS)
+        yield from _integer("$.slots", value.slots, 1, MOST_SLOTS)
         if value.protocol != PROTOCOL_VERSION:
             yield f"$.protocol must be {PROTOCOL_VERSION}, the version that this controller speaks"
 
