@@ -81,6 +81,10 @@ def build_run(tools: Tools, task_id: str, definition: JobDefinition, traceparent
     )
 
 
+RETURNED: Final = "returned"
+"""The note that an attempt was ended and only has to be given back."""
+
+
 def forget(notes: Path) -> None:
     """Remove a task's notes; first the offer, so that a half-removed task is not taken up again."""
     (notes / "offer.json").unlink(missing_ok=True)
@@ -184,7 +188,8 @@ class Job:
             case Step.PREPARE:
                 await unless(self._changed, self._prepare())
             case Step.EXECUTE:
-                await unless(self._changed, self._execute())
+                await unless(self._changed, self._make_ready())
+                await self._execute()
             case Step.WATCH:
                 await unless(self._changed, self._watch(situation))
             case Step.FINALIZE:
@@ -254,25 +259,28 @@ class Job:
         await self._tools.executor.prepare(self._run)
         self._state(Stage.PREPARED)
 
-    async def _execute(self) -> None:
+    async def _make_ready(self) -> None:
         if self._reported != (self.task_id, Stage.PREPARED):
             # The agent was restarted since, and what the executor had ready may be gone.
             await self._tools.executor.prepare(self._run)
+
+    async def _execute(self) -> None:
+        """Start the process, once. The mark comes first: a start that may have happened is never made again."""
+        await self._mark("started")
         await self._tools.executor.execute(self._run)
         self._state(Stage.EXECUTING)
-        await self._mark_started()
 
-    async def _mark_started(self) -> None:
-        def mark() -> None:
-            with replacing(self._notes / "started"):
+    async def _mark(self, name: str) -> None:
+        """Note a fact of this attempt on disk."""
+
+        def write() -> None:
+            with replacing(self._notes / name):
                 pass
 
-        await asyncio.to_thread(mark)
+        await asyncio.to_thread(write)
 
     async def _watch(self, situation: Situation) -> None:
         """Sleep until the process has exited, telling meanwhile what may be told."""
-        if not situation.started:
-            await self._mark_started()
         self._state(Stage.EXECUTING)
         company = asyncio.create_task(self._accompany())
         try:
@@ -416,8 +424,12 @@ class Job:
     async def _discard(self) -> None:
         for offer in self.offers:
             self._tools.reports.forget(offer.id)
-        self.handed_back = self.intent is Intent.HAND_BACK
         await self._remove()
+        if self.intent is Intent.HAND_BACK:
+            # Kept until the controller knows: else it would offer this attempt once more to the next start.
+            await self._mark(RETURNED)
+            self.handed_back = True
+            return
         await self._forget()
 
     async def _forget(self) -> None:

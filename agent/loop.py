@@ -24,7 +24,7 @@ from agent.core.lifecycle import Intent
 from agent.core.messages import CANCELLED
 from agent.core.redact import redact_error, redact_results
 from agent.faults import blame, describe
-from agent.job import Job, Tools, forget
+from agent.job import RETURNED, Job, Tools, forget
 from agent.outputs import metadata
 from agent.outputs.metadata import Ending
 from agent.outputs.workspaces import read_json, write_json
@@ -78,6 +78,8 @@ class Loop:
         """Lives of jobs."""
         self._concluding: set[asyncio.Task[None]] = set()
         """Final reports of tasks without a job, on their way."""
+        self._returned: list[TaskOffer] = []
+        """Attempts that were ended to be given back, and of which the controller does not know yet."""
         self._stopping = False
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._renew = asyncio.Event()
@@ -91,6 +93,7 @@ class Loop:
         while True:
             try:
                 await self._declare()
+                await self._give_back()
                 while True:
                     await self._claim_once()
             except Rejected as error:
@@ -123,12 +126,22 @@ class Loop:
             check.revoke()  # the controller gives it to somebody else once nobody holds it
         await self._within(HAND_BACK_SECONDS, self._await_tasks())
         await self._within(FLUSH_SECONDS, _all([check.ended.wait() for check in self._checks.values()]))
-        returned = tuple(
-            Held(task_id=offer.id, attempt=offer.attempt) for job in jobs if job.handed_back for offer in job.offers
-        )
-        if returned:
-            request = ReleaseRequest(agent=self._tools.settings.agent_id, tasks=returned, reason="agent is stopping")
-            await self._within(FLUSH_SECONDS, self._tools.client.release(request))
+        self._returned += [offer for job in jobs if job.handed_back for offer in job.offers]
+        await self._within(FLUSH_SECONDS, self._give_back())
+
+    async def _give_back(self) -> None:
+        """Tell the controller which attempts were ended; only then are they forgotten here.
+
+        :raises Rejected: see `Client.release`.
+        """
+        if not self._returned:
+            return
+        tasks = tuple(Held(task_id=offer.id, attempt=offer.attempt) for offer in self._returned)
+        request = ReleaseRequest(agent=self._tools.settings.agent_id, tasks=tasks, reason="agent is stopping")
+        await self._tools.client.release(request)
+        returned, self._returned = self._returned, []
+        for offer in returned:
+            await asyncio.to_thread(forget, self._tools.places.notes(offer.id))
 
     async def _await_tasks(self) -> None:
         while self._tasks:
@@ -363,7 +376,7 @@ class Loop:
 
     async def _resume(self) -> None:
         """Take up every task on disk; runs before cancels, so that a cancel finds what it is about."""
-        offers = await asyncio.to_thread(self._read_offers)
+        offers, self._returned = await asyncio.to_thread(self._read_offers)
         for offer in sorted(offers, key=lambda offer: offer.type == CANCEL):
             self._held[offer.id] = Held(task_id=offer.id, attempt=offer.attempt)
             try:
@@ -374,16 +387,19 @@ class Loop:
             _log.info("task found on disk: going on", task_id=offer.id)
             self._start(offer, definition)
 
-    def _read_offers(self) -> list[TaskOffer]:
-        offers = []
+    def _read_offers(self) -> tuple[list[TaskOffer], list[TaskOffer]]:
+        """The tasks on disk; first those to go on with, then those that were ended to be given back."""
+        offers: list[TaskOffer] = []
+        returned: list[TaskOffer] = []
         for path in sorted((self._tools.places.work / "tasks").glob("*/offer.json")):
             try:
-                offers.append(structure(read_json(path), TaskOffer))
+                offer = structure(read_json(path), TaskOffer)
+                (returned if path.with_name(RETURNED).exists() else offers).append(offer)
             except (ValueError, Malformed):
                 # The controller offers it again, if it is still ours.
                 _log.exception("unreadable notes of a task are put aside", path=str(path))
                 path.rename(path.with_name("offer.json.corrupt"))
-        return offers
+        return offers, returned
 
 
 def _parse(offer: TaskOffer) -> JobDefinition | Program:

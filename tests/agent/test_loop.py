@@ -8,6 +8,7 @@ import pytest
 
 from agent.loop import StopMode
 from common.protocol import Egress
+from tests.agent.fake_controller import Fault
 from tests.agent.stage import TRACEPARENT, Stage, stand, write_output
 
 T1, C1 = "jobone-001", "jobone-001-cancel"
@@ -234,6 +235,26 @@ async def test_hand_back_ends_the_jobs_and_releases_them(tmp_path: Path) -> None
         assert stage.executor.processes == {}
         assert stage.notes == []
         assert T1 not in stage.controller.complete
+
+
+async def test_an_attempt_whose_return_nobody_heard_is_returned_by_the_next_agent_and_never_run_again(
+    tmp_path: Path,
+) -> None:
+    """Killed after the job was stopped and before the controller was told: it would offer the attempt again."""
+    async with stand(tmp_path) as stage:
+        stage.executor.script = lambda run: None
+        async with stage.agent(stop=StopMode.HAND_BACK):
+            await stage.controller.offer(stage.run_task())
+            await stage.executor.until(lambda: T1 in stage.executor.starts)
+            stage.controller.faults += [Fault("release", status=400)]
+        assert stage.controller.released == []
+        assert stage.notes == [T1]
+        async with stage.agent():
+            claims = len(stage.controller.claims)
+            await stage.controller.until(lambda: len(stage.controller.claims) > claims)
+            assert stage.notes == []
+        assert stage.controller.released[0]["tasks"] == [{"task_id": T1, "attempt": 1}]
+        assert stage.executor.starts == [T1]
 
 
 async def test_leave_keeps_the_process_and_the_next_agent_finishes_it(tmp_path: Path) -> None:
