@@ -11,8 +11,10 @@ import structlog
 
 from agent import app
 from agent.executors.base import Executor, Unusable
+from agent.executors.docker import DockerExecutor
 from agent.executors.fake import FakeExecutor
 from agent.executors.sandbox import SandboxExecutor
+from agent.executors.slurm import SlurmExecutor
 from agent.images import parse_image_table
 from agent.settings import Settings, from_environ
 from common import logs
@@ -55,13 +57,18 @@ def make_executor(settings: Settings) -> Executor:
     """The executor that RAP_EXECUTOR names."""
     if settings.executor == "fake":
         return FakeExecutor()
-    return SandboxExecutor(
+    if settings.executor == "docker":
+        return DockerExecutor(settings.docker, sample_seconds=settings.sample_interval)
+    sandbox = SandboxExecutor(
         parse_image_table(settings.sandbox_images),
         allow_unisolated=settings.allow_unisolated,
         share_network=settings.sandbox_network,
         # A job shorter than the interval would end without metrics.
         sample_seconds=min(1.0, settings.sample_interval),
     )
+    if settings.executor == "slurm":
+        return SlurmExecutor(sandbox, settings.slurm, folders=(settings.work_dir, settings.high_privacy_dir))
+    return sandbox
 
 
 async def _run(settings: Settings, executor: Executor) -> None:
@@ -78,9 +85,9 @@ async def _run(settings: Settings, executor: Executor) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, on_signal, signum)
     await executor.check()
-    if isinstance(executor, SandboxExecutor) and not executor.isolated:
+    if isinstance(executor, SandboxExecutor | SlurmExecutor) and not executor.isolated:
         # Declared to the controller, so that nobody takes such a backend for a safe one.
-        executor.name = "sandbox (unisolated)"
+        executor.name = f"{executor.name} (unisolated)"
     _log.info("agent_starting", agent=settings.agent_id, backend=settings.backend, executor=executor.name)
     await app.run(settings, executor, SystemClock(), stop)
 

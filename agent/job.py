@@ -188,8 +188,7 @@ class Job:
             case Step.PREPARE:
                 await unless(self._changed, self._prepare())
             case Step.EXECUTE:
-                await unless(self._changed, self._make_ready())
-                await self._execute()
+                await unless(self._changed, self._execute())
             case Step.WATCH:
                 await unless(self._changed, self._watch(situation))
             case Step.FINALIZE:
@@ -259,16 +258,13 @@ class Job:
         await self._tools.executor.prepare(self._run)
         self._state(Stage.PREPARED)
 
-    async def _make_ready(self) -> None:
+    async def _execute(self) -> None:
         if self._reported != (self.task_id, Stage.PREPARED):
             # The agent was restarted since, and what the executor had ready may be gone.
             await self._tools.executor.prepare(self._run)
-
-    async def _execute(self) -> None:
-        """Start the process, once. The mark comes first: a start that may have happened is never made again."""
-        await self._mark("started")
         await self._tools.executor.execute(self._run)
         self._state(Stage.EXECUTING)
+        await self._mark("started")
 
     async def _mark(self, name: str) -> None:
         """Note a fact of this attempt on disk."""
@@ -281,6 +277,8 @@ class Job:
 
     async def _watch(self, situation: Situation) -> None:
         """Sleep until the process has exited, telling meanwhile what may be told."""
+        if not situation.started:
+            await self._mark("started")
         self._state(Stage.EXECUTING)
         company = asyncio.create_task(self._accompany())
         try:

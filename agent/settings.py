@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 from attrs import field, frozen
 
 from agent import images
+from agent.executors import docker_spec, slurm_options
 from common.environ import Environ
 from common.logs import FORMATS, LEVELS
 from common.protocol import Egress, OnLoss
 
-EXECUTORS: Final = ("sandbox", "fake")
+EXECUTORS: Final = ("sandbox", "docker", "slurm", "fake")
 LEAVE: Final = "leave"
 """On SIGTERM jobs carry on without the agent, which finds them at its next start."""
 HAND_BACK: Final = "hand_back"
@@ -69,6 +70,10 @@ class Settings:
     """Whether jobs that may use the database get the machine's network; all others never have one."""
     allow_unisolated: bool
     """Whether jobs may run without isolation where bubblewrap does not work."""
+    docker: docker_spec.DockerSettings
+    """Which container engine the executor `docker` uses, and how."""
+    slurm: slurm_options.Options
+    """Where and how the executor `slurm` submits jobs."""
     db_env: Mapping[str, str] = field(repr=False)
     """Environment of jobs that may use the database, and of no others."""
     log_level: str
@@ -85,6 +90,27 @@ class Settings:
         return tuple(secret for secret in found if secret)
 
 
+@frozen(kw_only=True)
+class Folders:
+    """Where an agent keeps things."""
+
+    work: Path
+    high: Path
+    medium: Path
+    archive: Path
+
+
+def folders(values: Mapping[str, str]) -> Folders:
+    """The folders alone, for `rap workspace`.
+
+    :raises ConfigurationError: with every fault in them.
+    """
+    environ = Environ(values)
+    found = _folders(environ)
+    environ.finish()
+    return found
+
+
 def from_environ(values: Mapping[str, str]) -> Settings:
     """The settings that an environment describes.
 
@@ -98,21 +124,21 @@ def from_environ(values: Mapping[str, str]) -> Settings:
 
 def read(environ: Environ) -> Settings:
     """Ask `environ` for every setting; faults stay in it until its `finish`."""
-    work_dir = environ.folder("WORKDIR", Path("workdir"))
-    high = environ.folder("HIGH_PRIVACY_STORAGE_BASE", work_dir / "high_privacy")
+    places = _folders(environ)
     limit = environ.number("RAP_JOB_TIME_LIMIT", 0)
+    agent_id = _agent_id(environ)
     return Settings(
         backend=_backend(environ),
         controller_url=_controller_url(environ),
         token=_token(environ),
-        agent_id=_agent_id(environ),
+        agent_id=agent_id,
         version=environ.text("VERSION", "unknown"),
         executor=environ.choice("RAP_EXECUTOR", "sandbox", EXECUTORS),
         slots=environ.integer("RAP_AGENT_SLOTS", max(2, os.cpu_count() or 2), least=1, most=10_000),
-        work_dir=work_dir,
-        high_privacy_dir=high,
-        medium_privacy_dir=environ.folder("MEDIUM_PRIVACY_STORAGE_BASE", work_dir / "medium_privacy"),
-        archive_dir=environ.folder("HIGH_PRIVACY_ARCHIVE_DIR", high / "archives"),
+        work_dir=places.work,
+        high_privacy_dir=places.high,
+        medium_privacy_dir=places.medium,
+        archive_dir=places.archive,
         egress=environ.converted("RAP_EGRESS", Egress(), parse_egress),
         allow_local_git_repos=environ.flag("ALLOW_LOCAL_GIT_REPOS"),
         allowed_orgs=environ.words("ALLOWED_GITHUB_ORGS", ("opensafely", "opensafely-actions")),
@@ -126,11 +152,24 @@ def read(environ: Environ) -> Settings:
         sandbox_images=_sandbox_images(environ),
         sandbox_network=environ.flag("RAP_SANDBOX_NETWORK"),
         allow_unisolated=environ.flag("RAP_ALLOW_UNISOLATED"),
+        docker=docker_spec.read_settings(environ, agent_id),
+        slurm=slurm_options.read(environ),
         db_env=_db_env(environ),
         log_level=environ.choice("LOGLEVEL", "info", LEVELS),
         log_format=environ.choice("RAP_LOG_FORMAT", "json", FORMATS),
         on_loss=environ.converted("RAP_ON_LOSS", None, _on_loss),
         exit_mode=environ.choice("RAP_AGENT_EXIT", LEAVE, (LEAVE, HAND_BACK)),
+    )
+
+
+def _folders(environ: Environ) -> Folders:
+    work = environ.folder("WORKDIR", Path("workdir"))
+    high = environ.folder("HIGH_PRIVACY_STORAGE_BASE", work / "high_privacy")
+    return Folders(
+        work=work,
+        high=high,
+        medium=environ.folder("MEDIUM_PRIVACY_STORAGE_BASE", work / "medium_privacy"),
+        archive=environ.folder("HIGH_PRIVACY_ARCHIVE_DIR", high / "archives"),
     )
 
 

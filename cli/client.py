@@ -23,7 +23,9 @@ NATIVE_API: Final = "/api"
 
 _AGAIN: Final = frozenset({502, 503, 504})
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=90, connect=10)
-"""Seconds. A create fetches the repository before it answers."""
+"""Seconds for one try. A create fetches the repository before it answers."""
+_READ_TIMEOUT: Final = aiohttp.ClientTimeout(total=15, connect=10)
+"""The same for what only reads: a controller that hangs is not waited for much longer than `retry_for`."""
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 
@@ -66,7 +68,6 @@ class Client:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             headers=self._headers,
-            timeout=_TIMEOUT,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=proxies.apply_to(self.url),
         )
@@ -132,9 +133,10 @@ class Client:
         url = URL(self.url + path, encoded=True).with_query(query or {})
         data = None if body is None else orjson.dumps(body)
         headers = {} if data is None else {"Content-Type": "application/json"}
+        timeout = _READ_TIMEOUT if method == "GET" else _TIMEOUT
         try:
             async with self._session.request(
-                method, url, data=data, headers=headers, allow_redirects=False
+                method, url, data=data, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
                 text = await response.read()
                 return _judge(self.url, response.status, response.headers, text)
@@ -142,7 +144,10 @@ class Client:
             raise Problem(f"no secure connection to {self.url}: {error}") from error
         except aiohttp.ClientConnectorError as error:
             return _Hiccup(reason=f"no controller answers at {self.url} ({error.strerror or error})")
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        except TimeoutError as error:
+            why = str(error) or f"no answer within {timeout.total:g} s"
+            return _Hiccup(reason=f"the connection to {self.url} failed ({why})")
+        except (aiohttp.ClientError, OSError) as error:
             why = str(error) or type(error).__name__
             return _Hiccup(reason=f"the connection to {self.url} failed ({why})")
 

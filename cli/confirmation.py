@@ -10,6 +10,9 @@ from cli.errors import Problem
 REFUSED: Final = 1
 """Exit code of a "no" to the question."""
 
+option: Final = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+"""Gives a command the argument `yes`."""
+
 
 def need_person(yes: bool, *, danger: str) -> None:
     """Give up early where nobody could be asked.

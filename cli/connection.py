@@ -1,7 +1,7 @@
 """Which controller a command talks to, and the options that all such commands share."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 import click
@@ -33,6 +33,30 @@ class Connection:
     def client(self) -> Client:
         """A client for this controller, to be entered."""
         return Client(self.url, self.token, retry_for=self.retry_for)
+
+    def read(self, *path: str, **query: str | int | None) -> dict[str, Any]:
+        """One GET from the native API, for commands that need no more than that; see `Client.read`.
+
+        :raises Problem: it is refused, or there is no answer.
+        """
+
+        async def work() -> dict[str, Any]:
+            async with self.client() as client:
+                return await client.read(*path, **query)
+
+        return run(work())
+
+    def change(self, *path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """One operator's command, likewise; see `Client.change`.
+
+        :raises Problem: it is refused, or there is no answer.
+        """
+
+        async def work() -> dict[str, Any]:
+            async with self.client() as client:
+                return await client.change(*path, body=body)
+
+        return run(work())
 
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,5 @@
 """What people type for a RAP or a job, as ids: a whole id, the unique beginning of one, or RAP/ACTION."""
 
-import asyncio
 import re
 from collections.abc import Iterable
 from typing import Any, Final
@@ -12,9 +11,9 @@ _ID: Final = re.compile(r"[a-z0-9]{16}")
 _BEGINNING: Final = re.compile(r"[a-z0-9]{1,15}")
 _NEWEST: Final = 1000
 """RAPs among which the beginning of a RAP's id is looked for."""
-_NEWEST_FOR_JOBS: Final = 100
-"""The same for a job's id, which needs each RAP's details."""
-_AT_ONCE: Final = 8
+_NEWEST_JOBS: Final = 2000
+"""The same for a job's id."""
+_PAGE: Final = 200
 
 
 async def rap(client: Client, text: str) -> str:
@@ -26,7 +25,7 @@ async def rap(client: Client, text: str) -> str:
         return text
     if not _BEGINNING.fullmatch(text):
         raise Problem(f"{text!r} is no RAP id: ids have 16 of the characters a-z, 0-9")
-    found = [each["id"] for each in await _newest(client, _NEWEST) if each["id"].startswith(text)]
+    found = [each["id"] for each in await _newest(client, "raps", _NEWEST) if each["id"].startswith(text)]
     return _only(found, f"RAP id among the newest {_NEWEST} begins with {text}")
 
 
@@ -52,16 +51,8 @@ async def job(client: Client, text: str) -> str:
         return text
     if not _BEGINNING.fullmatch(text):
         raise Problem(f"{text!r} is no job: give its id, the beginning of its id, or RAP_ID/ACTION")
-    limit = asyncio.Semaphore(_AT_ONCE)
-
-    async def ids_in(rap_id: str) -> list[str]:
-        async with limit:
-            return [each["id"] for each in (await client.read("raps", rap_id))["jobs"]]
-
-    raps = await _newest(client, _NEWEST_FOR_JOBS)
-    lists = await asyncio.gather(*(ids_in(each["id"]) for each in raps))
-    found = [each for ids in lists for each in ids if each.startswith(text)]
-    return _only(found, f"job id in the newest {_NEWEST_FOR_JOBS} RAPs begins with {text}")
+    found = [each["id"] for each in await _newest(client, "jobs", _NEWEST_JOBS) if each["id"].startswith(text)]
+    return _only(found, f"job id among the newest {_NEWEST_JOBS} begins with {text}")
 
 
 async def _of_action(client: Client, name: str, action: str) -> str:
@@ -86,16 +77,17 @@ async def _explain_rap(client: Client, text: str) -> None:
         raise Problem(f"{text} is a RAP; its jobs are {names}") from None
 
 
-async def _newest(client: Client, count: int) -> list[dict[str, Any]]:
-    raps: list[dict[str, Any]] = []
+async def _newest(client: Client, kind: str, count: int) -> list[dict[str, Any]]:
+    """The newest `raps` or `jobs`, up to `count` of them."""
+    found: list[dict[str, Any]] = []
     cursor: str | None = None
-    while len(raps) < count:
-        page = await client.read("raps", limit=min(200, count - len(raps)), cursor=cursor)
-        raps.extend(page["raps"])
+    while len(found) < count:
+        page = await client.read(kind, limit=min(_PAGE, count - len(found)), cursor=cursor)
+        found.extend(page[kind])
         cursor = page["next_cursor"]
         if cursor is None:
             break
-    return raps
+    return found
 
 
 def _only(found: Iterable[str], what: str) -> str:

@@ -58,6 +58,7 @@ RUNNING: Final[Mapping[str, Lazy]] = {
     "controller": Lazy("cli.commands.controller:controller", "Run a controller (configured by environment)."),
     "agent": Lazy("cli.commands.agent:agent", "Run an agent in a backend (configured by environment)."),
     "migrate": Lazy("cli.commands.migrate:migrate", "Bring the database's schema up to date."),
+    "workspace": Lazy("cli.commands.workspace:workspace", "Look at workspaces, put them away, bring them back."),
     "backup": Lazy("cli.commands.backup:backup", "Write the database to a file while everything works."),
     "restore": Lazy("cli.commands.restore:restore", "Bring a backup back into an empty database."),
     "doctor": Lazy("cli.commands.doctor:doctor", "Say what is wrong, and what to type."),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,8 @@ STYLES: Final[Mapping[str, str]] = {
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What steers a terminal, the marks that turn the direction of text included."""
 _TERMINAL: Final = ("succeeded", "failed")
+_GAP: Final = 2
+"""Columns of a terminal between two columns of a table."""
 _ACTION_WIDTH: Final = 16
 """Columns that an action's name gets before it is broken."""
 
@@ -35,7 +38,12 @@ def safe(text: str) -> str:
 
 def is_finished(detail: Detail) -> bool:
     """Whether nothing can change any more."""
-    return all(job["state"] in _TERMINAL for job in detail["jobs"])
+    return all(is_over(job) for job in detail["jobs"])
+
+
+def is_over(job: Detail) -> bool:
+    """Whether a job has ended, one way or the other."""
+    return job["state"] in _TERMINAL
 
 
 def all_succeeded(detail: Detail) -> bool:
@@ -52,6 +60,22 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02}s"
     return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+
+
+def ago(at: str | None, now: datetime) -> str:
+    """How long before `now` something happened, such as `2m 03s ago`; `never` if it did not."""
+    when = _time(at)
+    return "never" if when is None else f"{duration((now - when).total_seconds())} ago"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: `1 job`, `2 jobs`; `plural` where an s is not enough."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def job_name(job: Detail) -> str:
+    """A job in few words: id, action, state and backend."""
+    return f"{job['id']} ({safe(job['action'])}, {job['state']}, backend {safe(job['backend'])})"
 
 
 def waited(job: Detail, now: datetime) -> float:
@@ -114,6 +138,57 @@ def jobs_table(jobs: Sequence[Detail], now: datetime | None = None) -> Table:
     return table
 
 
+def print_list(
+    console: Console, headers: Sequence[str], rows: Iterable[Sequence[Text | str]], *, spare: Sequence[str] = ()
+) -> None:
+    """A table; on a terminal that is too narrow for it, without some of its columns, rather than in slivers.
+
+    :param headers: of the columns; the first one is what people type next, and is never broken.
+    :param rows: cells that are strings are made safe here.
+    :param spare: headers of the columns that can be missed, the first one first.
+    """
+    columns = {name: [Text(name)] for name in headers}
+    for row in rows:
+        for name, cell in zip(headers, row, strict=True):
+            columns[name].append(cell if isinstance(cell, Text) else Text(safe(cell)))
+    missed: list[str] = []
+    for name in spare:
+        if console.is_terminal and _least_width(columns) > console.width and columns.pop(name, []):
+            missed.append(name)
+    made = _table(*columns)
+    made.columns[0].no_wrap = True
+    if console.is_terminal and _least_width(columns) <= console.width:
+        for column, width in zip(made.columns, _widths(list(columns.values()), console.width), strict=True):
+            column.width = width
+    for cells in zip(*(cells[1:] for cells in columns.values()), strict=True):
+        made.add_row(*cells)
+    console.print(made)
+    if missed:
+        console.print(f"No room for: {', '.join(missed)} (widen the terminal, or see --json)", style="dim")
+
+
+def _least_width(columns: Mapping[str, Sequence[Text]]) -> int:
+    """What a terminal needs if no word is to be broken."""
+    return sum(_longest_word(cells) + _GAP for cells in columns.values()) - _GAP
+
+
+def _longest_word(cells: Iterable[Text]) -> int:
+    words = (word for cell in cells for word in ([cell.plain] if cell.no_wrap else cell.plain.split()))
+    return max(map(cell_len, words), default=0)
+
+
+def _widths(columns: Sequence[Sequence[Text]], room: int) -> list[int]:
+    """Each column gets what its longest word needs; the room that is left goes to those that want more, in turns."""
+    widths = [_longest_word(cells) for cells in columns]
+    wanted = [max(cell.cell_len for cell in cells) for cells in columns]
+    left = room - sum(widths) - _GAP * (len(widths) - 1)
+    while left > 0 and (narrow := [at for at, width in enumerate(widths) if width < wanted[at]]):
+        for at in narrow[:left]:
+            widths[at] += 1
+        left -= len(narrow[:left])
+    return widths
+
+
 def print_rap(console: Console, detail: Detail) -> None:
     """A RAP for a person: its jobs, their metrics, their outputs with level and size, and the trace."""
     console.print(headline(detail))
@@ -163,7 +238,7 @@ def table(*columns: str) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for column in columns:
         made.add_column(column, overflow="fold")
     return made

@@ -39,7 +39,7 @@ class BackendSettings:
     client_tokens: tuple[str, ...] = field(repr=False)
     """Whoever holds one may read and run everything of this backend; none means that nobody may."""
     operator_tokens: tuple[str, ...] = field(repr=False)
-    """Whoever holds one may do the same, and pause the backend, maintain its database and prepare its reboot."""
+    """Whoever holds one may do the same and operate the backend: modes, limits, jobs, agents, pruning, tokens."""
     agent_token: str | None = field(repr=False)
     """What agents show; None admits no agent."""
     max_workers: float

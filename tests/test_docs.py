@@ -63,6 +63,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not broken
 
 
+def test_contents_of_operations_are_its_headings_in_order() -> None:
+    page = FENCE.sub("", (ROOT / "docs" / "operations.md").read_text())
+    headings = re.findall(r"^(##+) (.+)$", page, re.MULTILINE)
+    listed = re.findall(r"^( *)- \[([^\]]+)\]\(#[^)]+\)$", page, re.MULTILINE)
+    assert [("##" + "#" * (len(indent) // 2), title) for indent, title in listed] == headings
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
     seen: set[Path] = set()
     todo = [ROOT / "README.md"]

@@ -70,6 +70,11 @@ class Bubblewrap:
         options += ["--json-status-fd", str(STATUS_FD)]
         return b"\0".join(os.fsencode(option) for option in options)
 
+    def trial(self) -> list[str]:
+        """A command line that makes a sandbox with every option that jobs get, and does nothing in it."""
+        options = [*self._namespaces(network=False), *_system(), *self._writable(1 << 20)]
+        return [self.path, *options, "--remount-ro", "/", "--", "/bin/true"]
+
     def _namespaces(self, network: bool) -> list[str]:
         options = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
         if not network:
@@ -102,8 +107,7 @@ def probe(path: str) -> Bubblewrap:
     for chosen in (options, options - {"--disable-userns"}):
         # A setuid bubblewrap knows --disable-userns but refuses it.
         found = Bubblewrap(path=path, options=chosen)
-        trial = [*found._namespaces(network=False), *_system(), *found._writable(1 << 20)]
-        code, said = _run(path, *trial, "--remount-ro", "/", "--", "/bin/true")
+        code, said = _run(*found.trial())
         if code == 0:
             return found
     raise Unusable(

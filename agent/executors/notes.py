@@ -161,6 +161,10 @@ class Notes:
             mine.unlink()
         return self.exit()
 
+    def values(self, name: str) -> dict[str, Any] | None:
+        """The object in one of the files; None if that is not there."""
+        return self._load(name)
+
     def _load(self, name: str) -> dict[str, Any] | None:
         try:
             loaded = orjson.loads((self.directory / name).read_bytes())

@@ -85,6 +85,11 @@ class SandboxExecutor:
         self._cpus: dict[str, set[int]] = {}
 
     @property
+    def bubblewrap(self) -> Bubblewrap | None:
+        """The bubblewrap that makes the sandboxes; known after `check`."""
+        return self._bubblewrap
+
+    @property
     def isolated(self) -> bool:
         """Whether jobs run in a sandbox; known after `check`."""
         return self._bubblewrap is not None
@@ -167,6 +172,18 @@ class SandboxExecutor:
 
     def _write_spec(self, run: Run, cpus: set[int]) -> int:
         """The supervisor's specification, as an anonymous file at its start."""
+        spec = self.specify(run, cpus)
+        fd = os.memfd_create("run")
+        with open(fd, "wb", closefd=False) as file:
+            marshal.dump(spec, file)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return fd
+
+    def specify(self, run: Run, cpus: set[int]) -> dict[str, Any]:
+        """What a supervisor has to know, in the types that `marshal` takes; makes the state directory (blocking).
+
+        :param cpus: the only CPUs that the run may use; empty for all.
+        """
         run.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (run.state_dir / "lock").open("ab"):
             pass
@@ -192,11 +209,7 @@ class SandboxExecutor:
             spec |= {"argv": command, "env": env, "directory": str(run.volume.absolute())}
         else:
             spec |= self._sandboxed(self._bubblewrap, run, command)
-        fd = os.memfd_create("run")
-        with open(fd, "wb", closefd=False) as file:
-            marshal.dump(spec, file)
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
+        return spec
 
     def _sandboxed(self, found: Bubblewrap, run: Run, command: list[str]) -> dict[str, Any]:
         (run.state_dir / "passwd").write_text(bubblewrap.USERS)

@@ -94,6 +94,9 @@ class Supervised:
         self.job = 0
         self.wait_status = 0
         self.flags = {"oom_killed": False, "timed_out": False, "terminated": False, "log_truncated": False}
+        self.signalled = False
+        """Whether anybody asked for the end, be it the agent or another."""
+        self.exit_name = "exit.json"
         self.exit_fd = -1
         self.status_fd = -1
 
@@ -145,9 +148,11 @@ class Supervised:
             now = time.monotonic()
             wake = self.meter.due if deadline is None else min(self.meter.due, deadline)
             info = _signal.sigtimedwait((_signal.SIGCHLD, _signal.SIGTERM), max(0.0, wake - now))
+            asked = info is not None and info.si_signo == _signal.SIGTERM
+            self.signalled = self.signalled or asked
             if self._reap():
                 return
-            if info is not None and info.si_signo == _signal.SIGTERM:
+            if asked:
                 self.flags["terminated"] = os.path.exists("terminate")
                 break
             if deadline is not None and time.monotonic() >= deadline:
@@ -236,7 +241,7 @@ class Supervised:
         os.pwrite(self.exit_fd, text, 0)
         os.ftruncate(self.exit_fd, len(text))
         os.fsync(self.exit_fd)
-        os.rename("exit.tmp", "exit.json")
+        os.rename("exit.tmp", self.exit_name)
 
 
 class Meter:

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from cli.backup import programs
 from cli.backup.archive import Manifest, Migration
-from cli.backup.databases import Target
+from cli.backup.targets import Target
 from cli.errors import Problem
 from controller.store import schema
 

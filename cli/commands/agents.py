@@ -25,19 +25,21 @@ def agents(backend: str | None, **options: Any) -> None:
         console.print("No agents.")
         return
     now = datetime.now(UTC)
-    table = report.table("Agent", "Backend", "Version", "Executor", "Jobs/slots", "If lost", "Last seen", "")
-    for each in document["agents"]:
-        table.add_row(
-            Text(report.safe(each["id"])),
-            Text(report.safe(each["backend"])),
-            Text(report.safe(each["version"])),
-            Text(report.safe(each["executor"])),
-            Text(f"{each['load']}/{each['slots']}"),
-            Text({"retry": "jobs run again", "fail": "jobs fail"}.get(each["on_loss"], report.safe(each["on_loss"]))),
-            Text(_ago(each["last_seen"], now)),
+    headers = ("Agent", "Backend", "Version", "Executor", "Jobs/slots", "If lost", "Last seen", "")
+    rows = (
+        [
+            each["id"],
+            each["backend"],
+            each["version"],
+            each["executor"],
+            f"{each['load']}/{each['slots']}",
+            {"retry": "jobs run again", "fail": "jobs fail"}.get(each["on_loss"], each["on_loss"]),
+            report.ago(each["last_seen"], now),
             Text("silent" if each["silent"] else "", style="bold red"),
-        )
-    console.print(table)
+        ]
+        for each in document["agents"]
+    )
+    report.print_list(console, headers, rows, spare=("Version", "Executor", "If lost", "Backend"))
 
 
 async def _read(connected: Connection, backend: str | None) -> dict[str, Any]:
@@ -47,9 +49,3 @@ async def _read(connected: Connection, backend: str | None) -> dict[str, Any]:
         if backend is not None and not of_backend:
             await lookup.check_backend(client, backend)
     return {"agents": of_backend}
-
-
-def _ago(at: str | None, now: datetime) -> str:
-    if at is None:
-        return "never"
-    return f"{report.duration((now - datetime.fromisoformat(at)).total_seconds())} ago"

@@ -28,7 +28,7 @@ def backends(**options: Any) -> None:
     for each in document["backends"]:
         table.add_row(
             Text(report.safe(each["slug"])),
-            Text(_ago(each["last_seen"], now)),
+            Text(report.ago(each["last_seen"], now)),
             Text(_mode(each)),
             Text("\n".join(_check(check, now) for check in each.get("checks", ())) or "none"),
             Text("\n".join(_agent(agent, now) for agent in each["agents"]) or "none"),
@@ -67,15 +67,9 @@ def _check(check: dict[str, Any], now: datetime) -> str:
     """A check that could not be carried out leaves its question open."""
     kind, answer = check["kind"], check["answer"]
     maintained = "in maintenance" if str(answer).startswith("db-maintenance") else "not in maintenance"
-    return report.safe(f"{_ANSWERS.get((kind, answer), maintained)}, {_ago(check['finished_at'], now)}")
+    return report.safe(f"{_ANSWERS.get((kind, answer), maintained)}, {report.ago(check['finished_at'], now)}")
 
 
 def _agent(agent: dict[str, Any], now: datetime) -> str:
-    words = f"{agent['id']}: {agent['executor']}, {agent['slots']} slots, seen {_ago(agent['last_seen'], now)}"
+    words = f"{agent['id']}: {agent['executor']}, {agent['slots']} slots, seen {report.ago(agent['last_seen'], now)}"
     return report.safe(words)
-
-
-def _ago(at: str | None, now: datetime) -> str:
-    if at is None:
-        return "never"
-    return f"{report.duration((now - datetime.fromisoformat(at)).total_seconds())} ago"

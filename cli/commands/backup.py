@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cli import connection, report
-from cli.backup import archive, database, databases
+from cli.backup import archive, database, targets
 from cli.backup.archive import Manifest
 from cli.errors import Problem
 
@@ -30,11 +30,11 @@ def backup(*, file: Path, data: Path | None, blobs: Path | None, force: bool, as
     """
     if blobs is not None and not blobs.is_dir():
         raise Problem(f"{blobs} is no folder: check --blobs")
-    folder = databases.chosen(data)
+    folder = targets.chosen(data)
     file = file.absolute()
     with archive.new_file(file, force=force) as stream:
         writer = archive.Writer(stream)
-        with databases.existing(folder) as target, tempfile.TemporaryFile(dir=file.parent) as dumped:
+        with targets.existing(folder) as target, tempfile.TemporaryFile(dir=file.parent) as dumped:
             manifest = asyncio.run(database.dump(target, dumped, with_blobs=blobs is not None))
             name = target.name
             dumped.seek(0)
@@ -60,8 +60,6 @@ def _tell(file: Path, name: str, manifest: Manifest, as_json: bool) -> None:
         }
         connection.print_json(document)
         return
-    blobs = f", {manifest.blobs} blobs" if manifest.with_blobs else ""
-    click.echo(
-        f"Backed up {name} to {report.safe(str(file))}: {manifest.raps} RAPs, {manifest.jobs} jobs{blobs}, "
-        f"{report.size(size)}"
-    )
+    blobs = [report.count(manifest.blobs, "blob")] if manifest.with_blobs else []
+    counts = [report.count(manifest.raps, "RAP"), report.count(manifest.jobs, "job"), *blobs, report.size(size)]
+    click.echo(f"Backed up {name} to {report.safe(str(file))}: {', '.join(counts)}")

@@ -27,9 +27,9 @@ def flags(backend: str | None, wanted: tuple[str, ...], **options: Any) -> None:
     connected = connection.connect(**options)
     values = dict(part.split("=", 1) for part in wanted if "=" in part)
     if values and backend is not None:
-        _print_set(connected, connection.run(_set(connected, backend, values)))
+        _print_set(connected, _set(connected, backend, values))
         return
-    document = connection.run(_read(connected, backend))
+    document = connected.read("flags", backend=backend)
     found = _choose(document["flags"], wanted)
     if connected.json:
         connection.print_json({**document, "flags": found})
@@ -68,12 +68,6 @@ def _shown(value: str | None) -> str:
     return value or _EMPTY
 
 
-async def _read(connected: Connection, backend: str | None) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.read("flags", backend=backend)
-
-
-async def _set(connected: Connection, backend: str, values: Mapping[str, str]) -> dict[str, Any]:
+def _set(connected: Connection, backend: str, values: Mapping[str, str]) -> dict[str, Any]:
     body = {name: "" if value == _EMPTY else value or None for name, value in values.items()}
-    async with connected.client() as client:
-        return await client.change("backends", backend, "flags", body=body)
+    return connected.change("backends", backend, "flags", body=body)

@@ -5,13 +5,12 @@ from typing import Any
 import click
 
 from cli import confirmation, connection, report
-from cli.connection import Connection
 
 
 @click.command()
 @click.argument("backend")
 @click.argument("agent")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@confirmation.option
 @connection.options
 def forget_agent(backend: str, agent: str, yes: bool, **options: Any) -> None:
     """Take all work from AGENT of BACKEND, whose machine is gone for good. Needs an operator's token.
@@ -23,18 +22,13 @@ def forget_agent(backend: str, agent: str, yes: bool, **options: Any) -> None:
     connected = connection.connect(**options)
     if not yes:
         confirmation.ask(f"Is the machine of agent {report.safe(agent)} gone for good, with all that ran on it?")
-    done = connection.run(_forget(connected, backend, agent))
+    done = connected.change("backends", backend, "agents", agent, "forget")
     if connected.json:
         connection.print_json(done)
         return
-    jobs, stops = len(done["jobs"]), done["stops"]
+    jobs, stops = report.count(len(done["jobs"]), "job"), report.count(done["stops"], "unconfirmed stop")
     connection.console().print(
         f"Agent {report.safe(done['agent'])} of backend {report.safe(done['backend'])} is forgotten:"
-        f" {jobs} of its jobs moved on, {stops} unconfirmed stops count as done",
+        f" {jobs} moved on, {stops} taken as done",
         soft_wrap=True,
     )
-
-
-async def _forget(connected: Connection, backend: str, agent: str) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.change("backends", backend, "agents", agent, "forget")

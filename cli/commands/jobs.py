@@ -1,17 +1,19 @@
 """`rap jobs`: the jobs of all RAPs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from cli import connection, lookup, report
 from cli.connection import Connection
 
 _PAGE: Final = 200
+_SPARE: Final = ("RAP", "By", "Attempt", "Weight", "Agent", "Backend")
+"""Columns that a narrow terminal does without."""
 _STATES: Final = ("active", "pending", "running", "succeeded", "failed")
 
 
@@ -36,7 +38,7 @@ def jobs(
     if not document["jobs"]:
         console.print("No jobs.")
         return
-    console.print(_table(document["jobs"], datetime.now(UTC)))
+    _print(console, document["jobs"], datetime.now(UTC))
     if document["next_cursor"] is not None:
         console.print("There are more: see --limit.", style="dim")
 
@@ -56,28 +58,27 @@ async def _read(connected: Connection, limit: int, filters: Mapping[str, str | N
                 return {"jobs": found, "next_cursor": cursor}
 
 
-def _table(found: list[dict[str, Any]], now: datetime) -> Table:
+def _print(console: Console, found: Sequence[Mapping[str, Any]], now: datetime) -> None:
     """Weights only if some job has one that is not 1."""
-    weighted = any(job["weight"] != 1 for job in found)
-    headers = ["Job", "Backend", "Workspace", "Action", "State: code", "For", "Attempt", "Agent"]
-    table = report.table(*headers, *(["Weight"] if weighted else []), "By", "RAP")
-    table.columns[0].min_width = 16  # on a narrow terminal other columns give way: an id is there to be typed
-    for job in found:
-        since = (now - datetime.fromisoformat(job["code_changed_at"])).total_seconds()
-        cells = [
-            Text(job["id"], no_wrap=True),
-            Text(report.safe(job["backend"])),
-            Text(report.safe(job["workspace"])),
-            Text(report.safe(job["action"])),
+    weight = ["Weight"] if any(job["weight"] != 1 for job in found) else []
+    headers = ["Job", "Backend", "Workspace", "Action", "State: code", "For", "Attempt", "Agent", *weight, "By", "RAP"]
+    rows = (
+        [
+            job["id"],
+            job["backend"],
+            job["workspace"],
+            job["action"],
             report.state_text(job["state"], _words(job)),
-            Text(report.duration(since), no_wrap=True),
-            Text(str(job["attempt"] or "")),
-            Text(report.safe(job["agent"] or "")),
+            Text(report.duration((now - datetime.fromisoformat(job["code_changed_at"])).total_seconds()), no_wrap=True),
+            str(job["attempt"] or ""),
+            job["agent"] or "",
+            *([f"{job['weight']:g}"] if weight else []),
+            job["created_by"],
+            job["rap_id"],
         ]
-        if weighted:
-            cells.append(Text(f"{job['weight']:g}"))
-        table.add_row(*cells, Text(report.safe(job["created_by"])), Text(job["rap_id"], no_wrap=True))
-    return table
+        for job in found
+    )
+    report.print_list(console, headers, rows, spare=_SPARE)
 
 
 def _words(job: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """`rap kill`: jobs must stop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -11,19 +11,20 @@ from cli.connection import Connection
 
 @click.command()
 @click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@confirmation.option
 @connection.options
 def kill(jobs: tuple[str, ...], yes: bool, **options: Any) -> None:
     """End JOBs: their ids, the beginnings of these, or RAP_ID/ACTION. Needs an operator's token.
 
-    They fail with the code killed_by_admin, what runs is stopped, and jobs that need them fail. Asks first.
+    They fail with the code killed_by_admin, what runs is stopped, and jobs that need them fail. Asks first, unless all
+    are over already.
     """
-    confirmation.need_person(yes, danger="killing jobs")
     connected = connection.connect(**options)
     found = connection.run(_find(connected, jobs))
-    if not yes:
-        names = ", ".join(name(job) for job in found)
-        confirmation.ask(f"Kill {names}?")
+    alive = [job for job in found if not report.is_over(job)]
+    if alive and not yes:
+        confirmation.need_person(yes, danger="killing jobs")
+        confirmation.ask(f"Kill {', '.join(report.job_name(job) for job in alive)}?")
     done = connection.run(_kill(connected, [job["id"] for job in found]))
     if connected.json:
         connection.print_json({"jobs": done})
@@ -31,12 +32,7 @@ def kill(jobs: tuple[str, ...], yes: bool, **options: Any) -> None:
     for each in done:
         job = each["job"]
         said = "killed" if each["changed"] else f"was over already ({job['code']}): nothing changed"
-        connection.console().print(f"Job {name(job)} {said}", soft_wrap=True)
-
-
-def name(job: Mapping[str, Any]) -> str:
-    """A job in few words."""
-    return f"{job['id']} ({report.safe(job['action'])}, {job['state']}, backend {report.safe(job['backend'])})"
+        connection.console().print(f"Job {report.job_name(job)} {said}", soft_wrap=True)
 
 
 async def _find(connected: Connection, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -52,23 +52,13 @@ def limits(backend: str | None, workers: float | None, db_workers: float | None,
     connected = connection.connect(**options)
     if reset or changes:
         wanted = dict.fromkeys(_POOLS) if reset else changes
-        _print_set(connected, connection.run(_change(connected, str(backend), wanted)))
+        _print_set(connected, connected.change("backends", str(backend), "limits", body=wanted))
         return
-    document = connection.run(_read(connected, backend))
+    document = connected.read("limits", backend=backend)
     if connected.json:
         connection.print_json(document)
         return
     connection.console().print(_table(document["limits"]))
-
-
-async def _read(connected: Connection, backend: str | None) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.read("limits", backend=backend)
-
-
-async def _change(connected: Connection, backend: str, changes: Mapping[str, float | None]) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.change("backends", backend, "limits", body=changes)
 
 
 def _print_set(connected: Connection, done: Mapping[str, Any]) -> None:
@@ -88,8 +78,8 @@ def _print_set(connected: Connection, done: Mapping[str, Any]) -> None:
             )
         if pool["too_heavy"]:
             console.print(
-                f"{pool['too_heavy']} pending jobs are heavier than {pool['limit']:g} {words}:"
-                " they wait until the limit is raised",
+                f"Too heavy for {pool['limit']:g} {words}: {report.count(pool['too_heavy'], 'pending job')},"
+                " waiting until the limit is raised",
                 soft_wrap=True,
             )
 

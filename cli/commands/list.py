@@ -1,11 +1,11 @@
 """`rap list`: RAPs, newest first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import click
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from cli import connection, report
@@ -33,7 +33,7 @@ def list_raps(*, backend: str | None, workspace: str | None, state: str | None, 
     if not document["raps"]:
         console.print("No RAPs.")
         return
-    console.print(_table(document["raps"]))
+    _print(console, document["raps"])
     if document["next_cursor"] is not None:
         console.print("There are more: see --limit.", style="dim")
 
@@ -51,20 +51,20 @@ async def _read(connected: Connection, limit: int, filters: Mapping[str, str | N
                 return {"raps": raps, "next_cursor": cursor}
 
 
-def _table(raps: list[dict[str, Any]]) -> Table:
-    table = report.table("RAP", "State", "Jobs", "Created", "Backend", "Workspace", "Commit", "Actions", "By")
-    for rap in raps:
-        counts = rap["counts"]
-        created = datetime.fromisoformat(rap["created_at"]).astimezone()
-        table.add_row(
-            Text(rap["id"], no_wrap=True),
+def _print(console: Console, raps: Sequence[Mapping[str, Any]]) -> None:
+    headers = ["RAP", "State", "Jobs", "Created", "Backend", "Workspace", "Commit", "Actions", "By"]
+    rows = (
+        [
+            rap["id"],
             report.state_text(rap["state"]),
-            Text(f"{counts['succeeded']}/{sum(counts.values())}"),
-            Text(f"{created:%Y-%m-%d %H:%M}"),
-            Text(report.safe(rap["backend"])),
-            Text(report.safe(rap["workspace"])),
-            Text(rap["commit"][:10]),
-            Text(report.safe(" ".join(rap["requested_actions"]))),
-            Text(report.safe(rap["created_by"])),
-        )
-    return table
+            f"{rap['counts']['succeeded']}/{sum(rap['counts'].values())}",
+            Text(f"{datetime.fromisoformat(rap['created_at']).astimezone():%Y-%m-%d %H:%M}", no_wrap=True),
+            rap["backend"],
+            rap["workspace"],
+            rap["commit"][:10],
+            " ".join(rap["requested_actions"]),
+            rap["created_by"],
+        ]
+        for rap in raps
+    )
+    report.print_list(console, headers, rows, spare=("Commit", "By", "Backend", "Created"))

@@ -6,6 +6,7 @@ import os
 import asyncpg
 import click
 
+from cli import connection
 from cli.errors import Problem
 from common.environ import ConfigurationError
 from controller.settings import database_url
@@ -14,7 +15,8 @@ from controller.store.schema import migrate as apply
 
 
 @click.command()
-def migrate() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def migrate(as_json: bool) -> None:
     """Bring the schema of RAP_DATABASE_URL up to date."""
     try:
         url = database_url(os.environ)
@@ -27,6 +29,9 @@ def migrate() -> None:
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
         # The text of a connection's failure names host and user, never the password.
         raise Problem(f"the database of RAP_DATABASE_URL cannot be migrated: {error}") from error
+    if as_json:
+        connection.print_json({"applied": list(applied)})
+        return
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:

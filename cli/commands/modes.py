@@ -15,7 +15,7 @@ from cli.connection import Connection
 def pause(backend: str, **options: Any) -> None:
     """Start no more jobs on BACKEND; those that run, run on. Needs an operator's token."""
     connected = connection.connect(**options)
-    done = connection.run(_change(connected, backend, "pause"))
+    done = connected.change("backends", backend, "pause")
     _tell(connected, done, "paused: no job starts until `rap unpause`; running jobs run on")
 
 
@@ -25,7 +25,7 @@ def pause(backend: str, **options: Any) -> None:
 def unpause(backend: str, **options: Any) -> None:
     """Start jobs on BACKEND again. Needs an operator's token."""
     connected = connection.connect(**options)
-    done = connection.run(_change(connected, backend, "unpause"))
+    done = connected.change("backends", backend, "unpause")
     _tell(connected, done, "not paused: jobs start again")
 
 
@@ -45,20 +45,13 @@ def db_maintenance(state: str, backend: str, disable_checks: bool, **options: An
         raise click.UsageError("--disable-checks goes with `on`")
     connected = connection.connect(**options)
     body = {"on": state == "on", "disable_checks": disable_checks}
-    done = connection.run(_change(connected, backend, "maintenance", body))
+    done = connected.change("backends", backend, "maintenance", body=body)
     checks = "not asked for its status" if disable_checks else "asked for its status as usual"
     sentences = {
         "on": f"in database maintenance: database jobs wait, the database is {checks}",
         "off": "not in database maintenance: database jobs start again",
     }
     _tell(connected, done, sentences[state])
-
-
-async def _change(
-    connected: Connection, backend: str, command: str, body: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.change("backends", backend, command, body=body)
 
 
 def _tell(connected: Connection, done: Mapping[str, Any], sentence: str) -> None:

@@ -1,6 +1,5 @@
 """`rap prune`: forget what finished long ago on a backend."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -8,32 +7,16 @@ import click
 
 from cli import confirmation, connection, report
 from cli.connection import Connection
+from cli.span import Span
 
-_UNITS: Final = {"d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
-_SHORTEST: Final = _UNITS["d"]
-_LONGEST: Final = 100 * _UNITS["y"]
-"""Seconds, as in the contract."""
-_AGE: Final = re.compile(r"([0-9]{1,6})([dwy])")
 _COUNTS: Final = ("raps", "jobs", "kept", "outputs", "events", "logs", "tasks")
-
-
-def _age(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    """`90d`, `12w` or `2y`, as seconds."""
-    found = _AGE.fullmatch(value)
-    if found is None:
-        message = f"{value!r} is not a number of days, weeks or years, such as 90d, 12w or 2y"
-        raise click.BadParameter(message, ctx=ctx, param=param)
-    seconds = int(found[1]) * _UNITS[found[2]]
-    if not _SHORTEST <= seconds <= _LONGEST:
-        raise click.BadParameter(f"{value!r} is not between 1d and 100y", ctx=ctx, param=param)
-    return seconds
 
 
 @click.command()
 @click.argument("backend")
-@click.option("--older-than", callback=_age, required=True, metavar="AGE", help="Such as 90d, 12w or 2y; at least 1d.")
+@click.option("--older-than", type=Span("1d"), required=True, metavar="AGE", help="Such as 90d or 2y; at least 1d.")
 @click.option("--dry-run", is_flag=True, help="Count what would go; change nothing.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@confirmation.option
 @connection.options
 def prune(backend: str, older_than: int, dry_run: bool, yes: bool, **options: Any) -> None:
     """Forget RAPs on BACKEND whose jobs all ended longer ago than AGE. Needs an operator's token.
@@ -69,9 +52,11 @@ async def _prune(connected: Connection, backend: str, older_than: int, *, dry_ru
 
 def _sentence(done: Mapping[str, Any]) -> str:
     slug, since = report.safe(done["backend"]), done["cutoff"][:10]
-    would = "would go" if done["dry_run"] else "are gone"
-    return (
-        f"Backend {slug}, finished before {since}: {done['raps']} RAPs with {done['jobs']} jobs and "
-        f"{done['outputs']} outputs {would}; {done['events']} entries of history, {done['logs']} parts of logs and "
-        f"{done['tasks']} tasks, too; {done['kept']} RAPs stay because they are needed"
+    gone = (
+        f"{report.count(done['raps'], 'RAP')} with {report.count(done['jobs'], 'job')} and "
+        f"{report.count(done['outputs'], 'output')}, {report.count(done['events'], 'entry', 'entries')} of history, "
+        f"{report.count(done['logs'], 'part')} of logs and {report.count(done['tasks'], 'task')}"
     )
+    would = "would be forgotten" if done["dry_run"] else "forgotten"
+    kept = report.count(done["kept"], "RAP")
+    return f"Backend {slug}, finished before {since}, {would}: {gone}; kept because it is needed: {kept}"

@@ -16,7 +16,7 @@ _NOT_YET: Final = 1
 @click.command()
 @click.argument("backend")
 @click.option("--status", is_flag=True, help="Change nothing; say whether it is safe. Exit code 0: safe, 1: not yet.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@confirmation.option
 @connection.options
 def prepare_for_reboot(backend: str, status: bool, yes: bool, **options: Any) -> None:
     """Pause BACKEND and queue its running jobs again. Needs an operator's token.
@@ -26,24 +26,14 @@ def prepare_for_reboot(backend: str, status: bool, yes: bool, **options: Any) ->
     confirmation.need_person(status or yes, danger="stopping every running job")
     connected = connection.connect(**options)
     if status:
-        found = connection.run(_status(connected, backend))
+        found = connected.read("backends", backend, "reboot-status")
         _print_status(connected, found)
         sys.exit(0 if found["safe"] else _NOT_YET)
     if not yes:
-        found = connection.run(_status(connected, backend))
-        running = _count(found["running"], "running job")
+        found = connected.read("backends", backend, "reboot-status")
+        running = report.count(found["running"], "running job")
         confirmation.ask(f"Pause backend {report.safe(found['backend'])} and stop its {running}?")
-    _print_done(connected, connection.run(_prepare(connected, backend)))
-
-
-async def _status(connected: Connection, backend: str) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.read("backends", backend, "reboot-status")
-
-
-async def _prepare(connected: Connection, backend: str) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.change("backends", backend, "prepare-for-reboot")
+    _print_done(connected, connected.change("backends", backend, "prepare-for-reboot"))
 
 
 def _print_done(connected: Connection, done: Mapping[str, Any]) -> None:
@@ -52,7 +42,7 @@ def _print_done(connected: Connection, done: Mapping[str, Any]) -> None:
         return
     found = done["status"]
     if done["changed"] or done["jobs"]:
-        did = f"paused, {_count(len(done['jobs']), 'running job')} sent back to the queue"
+        did = f"paused, {report.count(len(done['jobs']), 'running job')} sent back to the queue"
     else:
         did = "was prepared already: nothing changed"
     connection.console().print(f"Backend {report.safe(found['backend'])} {did}", soft_wrap=True)
@@ -65,13 +55,11 @@ def _print_status(connected: Connection, found: Mapping[str, Any]) -> None:
         return
     slug = report.safe(found["backend"])
     paused = "paused" if found["paused"] else "not paused"
-    counts = f"{_count(found['running'], 'job')} running, {_count(found['cancelling'], 'job')} being stopped"
+    running, stopping = report.count(found["running"], "job"), report.count(found["cancelling"], "job")
     verdict = "safe to reboot" if found["safe"] else "NOT safe to reboot yet"
-    connection.console().print(f"Backend {slug} is {paused}, {counts}: {verdict}", soft_wrap=True)
+    connection.console().print(
+        f"Backend {slug} is {paused}, {running} running, {stopping} being stopped: {verdict}", soft_wrap=True
+    )
     if found.get("unconfirmed"):
         names = ", ".join(report.safe(name) for name in found["unconfirmed"])
         connection.console().print(f"Waiting for agents to confirm: {names}", soft_wrap=True)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from cli import confirmation, connection, report
-from cli.backup import archive, database, databases
+from cli.backup import archive, database, targets
 from cli.backup.archive import Backup
 from cli.backup.database import Restored
 from cli.errors import Problem
@@ -31,7 +31,7 @@ from cli.errors import Problem
     metavar="DIR",
     help="Where the blobs go: a folder that is empty or not there.",
 )
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@confirmation.option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def restore(*, file: Path, data: Path | None, blobs: Path | None, yes: bool, as_json: bool) -> None:
     """Bring the backup FILE back into an empty database. Asks first.
@@ -39,10 +39,10 @@ def restore(*, file: Path, data: Path | None, blobs: Path | None, yes: bool, as_
     Everything is checked before anything is changed. The database gets all of it or nothing.
     """
     confirmation.need_person(yes, danger="restoring")
-    folder = databases.chosen(data)
+    folder = targets.chosen(data)
     with archive.opened(file) as backup:
         _check_blobs(backup, blobs)
-        with databases.empty_one(folder) as target:
+        with targets.empty_one(folder) as target:
             asyncio.run(database.check_restorable(target, backup.manifest))
             if not yes:
                 confirmation.ask(_question(backup, target.name))
@@ -54,7 +54,8 @@ def restore(*, file: Path, data: Path | None, blobs: Path | None, yes: bool, as_
 
 def _question(backup: Backup, name: str) -> str:
     found = backup.manifest
-    return f"Restore the backup of {found.created_at} ({found.raps} RAPs, {found.jobs} jobs) into {name}?"
+    counts = f"{report.count(found.raps, 'RAP')}, {report.count(found.jobs, 'job')}"
+    return f"Restore the backup of {found.created_at} ({counts}) into {name}?"
 
 
 def _check_blobs(backup: Backup, folder: Path | None) -> None:
@@ -124,10 +125,15 @@ def _tell(backup: Backup, name: str, done: Restored, as_json: bool, *, is_folder
         }
         connection.print_json(document)
         return
-    blobs = f", {manifest.blobs} blobs" if manifest.with_blobs else ""
-    made = report.safe(manifest.created_at)
-    click.echo(f"Restored the backup of {made} into {name}: {done.raps} RAPs, {done.jobs} jobs{blobs}")
+    blobs = [report.count(manifest.blobs, "blob")] if manifest.with_blobs else []
+    counts = ", ".join([report.count(done.raps, "RAP"), report.count(done.jobs, "job"), *blobs])
+    click.echo(f"Restored the backup of {report.safe(manifest.created_at)} into {name}: {counts}")
     if done.missing and is_folder:
         click.echo(f"It lacks migrations ({', '.join(done.missing)}): `rap up` applies them when it starts")
     elif done.missing:
         click.echo(f"It lacks migrations ({', '.join(done.missing)}): run `rap migrate` before a controller")
+    click.echo(
+        "What operators did after the backup is undone: tokens revoked since are valid again, pauses, maintenance and "
+        f"limits are as they were.\nNext: {'`rap up`' if is_folder else 'start the controllers'}, `rap doctor`, and "
+        "`rap token list`: revoke again what was revoked (`rap token revoke NAME`)"
+    )

@@ -1,18 +1,16 @@
 """`rap retry`: a job gets another chance."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from cli import confirmation, connection, lookup, report
-from cli.commands import kill
 from cli.connection import Connection
 
 
 @click.command()
 @click.argument("job")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@confirmation.option
 @connection.options
 def retry(job: str, yes: bool, **options: Any) -> None:
     """Try JOB again: its id, the beginning of its id, or RAP_ID/ACTION. Needs an operator's token.
@@ -25,13 +23,14 @@ def retry(job: str, yes: bool, **options: Any) -> None:
     if found["state"] == "running":
         confirmation.need_person(yes, danger="stopping a running job")
         if not yes:
-            confirmation.ask(f"Stop {kill.name(found)} and begin another attempt?")
-    done = connection.run(_retry(connected, found))
+            confirmation.ask(f"Stop {report.job_name(found)} and begin another attempt?")
+    # With the attempt that we know of: after a lost answer, asking again stops no newer one.
+    done = connected.change("jobs", found["id"], "retry", body={"attempt": found["attempt"]})
     if connected.json:
         connection.print_json(done)
         return
     console = connection.console()
-    console.print(f"Job {kill.name(done['job'])}: {report.safe(done['message'])}", soft_wrap=True)
+    console.print(f"Job {report.job_name(done['job'])}: {report.safe(done['message'])}", soft_wrap=True)
     if done["rap_id"] is not None:
         console.print(f"See: rap status {done['rap_id']} (job {done['new_job']})", soft_wrap=True)
 
@@ -39,9 +38,3 @@ def retry(job: str, yes: bool, **options: Any) -> None:
 async def _find(connected: Connection, text: str) -> dict[str, Any]:
     async with connected.client() as client:
         return await client.read("jobs", await lookup.job(client, text))
-
-
-async def _retry(connected: Connection, found: Mapping[str, Any]) -> dict[str, Any]:
-    """With the attempt that we know of: after a lost answer, asking again stops no newer one."""
-    async with connected.client() as client:
-        return await client.change("jobs", found["id"], "retry", body={"attempt": found["attempt"]})

@@ -2,6 +2,7 @@
 
 import getpass
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -13,6 +14,8 @@ from cli.connection import Connection
 from cli.errors import Problem, Refused
 from common.ids import random_id
 
+_UNEXPLAINED = "Unknown error"
+"""What the RAP API says to those who may not run on a backend, whether it exists or not (reference section 1.2)."""
 _INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -88,15 +91,9 @@ async def _submit(connected: Connection, found: source.Source, wish: Wish) -> di
     console = connection.console(stderr=connected.json)
     async with connected.client() as client:
         backend = wish.backend or await _only_backend(client)
-        try:
-            answer = await client.create(_body(found, wish, backend))
-        except Refused:
-            # Of a backend that does not exist, the RAP API only says `Unknown error`.
-            await _check_backend(client, backend)
-            raise
-        data = answer.data
+        data = await _create(client, _body(found, wish, backend))
         if data.get("count"):
-            jobs = "1 job" if data["count"] == 1 else f"{data['count']} jobs"
+            jobs = report.count(data["count"], "job")
             console.print(
                 f"RAP {wish.rap_id}: {jobs} on backend {backend}, workspace {wish.workspace},"
                 f" commit {found.commit[:10]} of {found.branch}",
@@ -122,6 +119,23 @@ async def _submit(connected: Connection, found: source.Source, wish: Wish) -> di
         "count": data.get("count", 0),
         "rap": detail,
     }
+
+
+async def _create(client: Client, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Ask for the RAP.
+
+    :raises Problem: it is refused. Where the RAP API only says `Unknown error`, as it must, with what can be found out.
+    """
+    try:
+        return (await client.create(body)).data
+    except Refused as refused:
+        await _check_backend(client, body["backend"])
+        if refused.message != _UNEXPLAINED:
+            raise
+        raise Problem(
+            f"backend {body['backend']} refuses the RAP and does not say why ({_UNEXPLAINED}):"
+            " probably this token may read there, but not run"
+        ) from refused
 
 
 def _body(found: source.Source, wish: Wish, backend: str) -> dict[str, Any]:

@@ -1,32 +1,14 @@
 """`rap token`: let people, portals and agents in, and out again."""
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import click
-from rich.text import Text
 
 from cli import confirmation, connection, report
-from cli.connection import Connection
 from cli.errors import Problem
+from cli.span import Span
 from common import tokens
-
-_SPAN: Final = re.compile(r"([0-9]{1,9})([mhdw])")
-_SECONDS: Final[Mapping[str, int]] = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
-_LONGEST: Final = 100 * 365 * 24 * 3600
-"""Seconds, as in the contract."""
-
-
-def _seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    """A span such as `90d`."""
-    if value is None:
-        return None
-    found = _SPAN.fullmatch(value)
-    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
-    if not 0 < seconds <= _LONGEST:
-        raise click.BadParameter("must be such as 30m, 12h, 90d or 4w, and not more than 100 years")
-    return seconds
 
 
 @click.group()
@@ -48,7 +30,7 @@ def token() -> None:
 @click.option(
     "--expires",
     "lifetime",
-    callback=_seconds,
+    type=Span("1m"),
     metavar="SPAN",
     help="Such as 90d. Otherwise it is valid until it is revoked.",
 )
@@ -74,7 +56,7 @@ def create(
         "grants": dict.fromkeys(opened, granted),
         "lifetime_seconds": lifetime,
     }
-    made = connection.run(_change(connected, "tokens", body=body))["token"]
+    made = connected.change("tokens", body=body)["token"]
     try:
         if connected.json:
             connection.print_json({**made, "secret": secret})
@@ -96,22 +78,22 @@ def create(
 def list_tokens(**options: Any) -> None:
     """List the tokens that open a backend which your token manages, but for those of the controller's settings."""
     connected = connection.connect(**options)
-    document = connection.run(_read(connected))
+    document = connected.read("tokens")
     if connected.json:
         connection.print_json(document)
         return
-    table = report.table("Token", "Kind", "State", "Opens", "Expires", "Created", "By")
+    rows = []
     for each in document["tokens"]:
         revoked = f" {each['revoked_at']} by {each['revoked_by']}" if each["revoked_at"] else ""
         made = (each["expires_at"] or "never", each["created_at"], each["created_by"])
-        cells = (each["name"], each["kind"], f"{each['state']}{revoked}", _grants(each), *made)
-        table.add_row(*(Text(report.safe(cell)) for cell in cells))
-    connection.console().print(table)
+        rows.append((each["name"], each["kind"], f"{each['state']}{revoked}", _grants(each), *made))
+    headers = ("Token", "Kind", "State", "Opens", "Expires", "Created", "By")
+    report.print_list(connection.console(), headers, rows, spare=("Created", "Kind", "Expires"))
 
 
 @token.command()
 @click.argument("name")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@confirmation.option
 @connection.options
 def revoke(name: str, yes: bool, **options: Any) -> None:
     """Let the token called NAME open nothing any more, from now on and for ever. Asks first."""
@@ -119,7 +101,7 @@ def revoke(name: str, yes: bool, **options: Any) -> None:
     connected = connection.connect(**options)
     if not yes:
         confirmation.ask(f"Revoke token {report.safe(name)}? Whoever uses it is shut out at once.")
-    done = connection.run(_change(connected, "tokens", name, "revoke"))
+    done = connected.change("tokens", name, "revoke")
     if connected.json:
         connection.print_json(done)
         return
@@ -133,13 +115,3 @@ def _grants(made: Mapping[str, Any]) -> str:
     """What it opens, such as `test (read, run)`."""
     parts = [f"{backend} ({', '.join(verbs)})" for backend, verbs in made["grants"].items()]
     return report.safe(", ".join([*parts, "and others"] if made["elsewhere"] else parts))
-
-
-async def _read(connected: Connection) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.read("tokens")
-
-
-async def _change(connected: Connection, *path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    async with connected.client() as client:
-        return await client.change(*path, body=body)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from controller.core.model import DB_MAINTENANCE, TaskId, TaskType
+from controller.core.modes import Modes
 
 INTERVALS: Final[Mapping[TaskType, timedelta]] = {
     TaskType.DBSTATUS: timedelta(minutes=5),
@@ -50,11 +51,7 @@ class Situation:
 
     now: datetime
     enabled: Set[TaskType]
-    manual: bool
-    """Maintenance was set by an operator."""
-    checks_disabled: bool
-    """An operator does not want the database to be asked (has a meaning in manual maintenance only)."""
-    db_maintenance: bool
+    modes: Modes
     rounds: Mapping[TaskType, Round] = field(factory=dict)
     """A kind that is missing has never been asked for."""
 
@@ -102,8 +99,8 @@ def _wanted(kind: TaskType, situation: Situation) -> bool:
     if kind not in situation.enabled:
         return False
     if kind is TaskType.DBSTATUS:
-        return not (situation.manual and situation.checks_disabled)
-    return not situation.db_maintenance
+        return not (situation.modes.manual and situation.modes.checks_disabled)
+    return not situation.modes.db_maintenance
 
 
 def definitions(registry: str, *, status: bool, expected_month: str | None) -> dict[TaskType, dict[str, Any]]:

@@ -283,10 +283,11 @@ TRANSITIONS: Final[dict[tuple[JobState, type], tuple[Callable[..., Progress], fr
 CODES_ALLOWED: Final[dict[type, frozenset[StatusCode]]] = {
     Waiting: frozenset(c for c in StatusCode if c.state is PENDING) - {StatusCode.CREATED},
     Progressed: STAGES,
-    Failed: frozenset(c for c in StatusCode if c.state is FAILED),
+    Failed: frozenset(c for c in StatusCode if c.state is FAILED)
+    - {StatusCode.CANCELLED_BY_USER, StatusCode.KILLED_BY_ADMIN, StatusCode.DEPENDENCY_FAILED},
     Reset: RESETS,
 }
-"""The codes that an event with a free `code` may carry; anything else is a bug of the caller."""
+"""The codes that an event with a free `code` may carry, none that another event stands for; others are bugs."""
 
 
 def created(now: datetime) -> Progress:

@@ -20,7 +20,7 @@ from controller.core.model import RUN_ALL, JobId, JobSpec, RapRequest, ReusableA
 from controller.core.permissions import analysis_scope
 from controller.core.project import Action, Project
 from controller.core.request_checks import shown
-from controller.core.schedule import Limits
+from controller.core.schedule import Limits, heaviest
 
 Weigh = Callable[[str, str, str], float]
 """(workspace, action, run command) -> share of the backend that the job takes (section 3.5)."""
@@ -190,8 +190,7 @@ def check_weights(plan: Plan, limits: Limits, *, configured: Limits | None = Non
         name, pool = ("db_workers", "database workers") if job.spec.requires_db else ("workers", "workers")
         limit: float = getattr(limits, name)
         by_hand = configured is not None and getattr(configured, name) != limit
-        # A pool of 0 is closed for now; a limit that is merely too small will not change for this job's sake.
-        if 0 < limit < job.spec.weight:
+        if job.spec.weight > heaviest(limit):
             raise Rejected(
                 f"Action {job.spec.action} needs {job.spec.weight:g} {pool}, and the backend has {limit:g}"
                 f"{' for now, as an operator has set it' if by_hand else ''}",

@@ -8,6 +8,7 @@ move, so a pass does not grow with history, nor with jobs that wait for others.
 """
 
 import heapq
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -17,6 +18,7 @@ from attrs import field, frozen
 
 from controller.core.codes import MESSAGE, JobState, StatusCode
 from controller.core.model import JobId
+from controller.core.modes import Modes
 
 
 @frozen(kw_only=True)
@@ -27,12 +29,12 @@ class Limits:
     db_workers: float
 
 
-@frozen(kw_only=True)
-class Modes:
-    """The operator's switches for a backend (section 3.6)."""
+def heaviest(limit: float) -> float:
+    """What a single job may weigh in a pool of this size: a heavier one cannot start until the limit is raised.
 
-    paused: bool = False
-    db_maintenance: bool = False
+    A pool of 0 is closed on purpose, to all jobs alike: none is too heavy for it.
+    """
+    return limit or math.inf
 
 
 @frozen(kw_only=True)

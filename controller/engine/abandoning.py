@@ -10,21 +10,33 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
+from attrs import frozen
 
 from common.protocol import OnLoss
 from controller.core.errors import Conflict, NotFound
-from controller.core.machine import Move, step
+from controller.core.machine import Move
 from controller.core.model import JobId, Principal
 from controller.core.outcome import after_loss
+from controller.engine import moves
 from controller.engine.admission import admit_operator
 from controller.engine.context import Context
-from controller.engine.moves import log_moves
-from controller.engine.results import Forgotten
 from controller.store import backends, jobs, tasks
 from controller.store.queries import Tx
 from controller.store.tasks import AbandonedRow
 
 log = structlog.get_logger(__name__)
+
+
+@frozen(kw_only=True)
+class Forgotten:
+    """What became of the work of an agent that is gone for good."""
+
+    backend: str
+    agent: str
+    jobs: tuple[JobId, ...]
+    """Jobs that it held: back in the queue, or failed if they may not run twice."""
+    stops: int
+    """Stops and checks that it can no longer confirm."""
 
 
 async def take_over(ctx: Context, backend: str) -> int:
@@ -39,10 +51,10 @@ async def take_over(ctx: Context, backend: str) -> int:
         found = await tasks.abandoned.all(tx, backend=backend, now=now, alive_since=alive_since)
         if not found:
             return 0
-        moves = await _take_away(ctx, tx, backend, found, {row.agent: "fell silent" for row in found}, now)
+        made = await _take_away(ctx, tx, backend, found, {row.agent: "fell silent" for row in found}, now)
     log.warning("agents_silent", backend=backend, agents=sorted({row.agent for row in found}), jobs=len(found))
-    log_moves(moves)
-    return len(moves)
+    moves.log_moves(made)
+    return len(made)
 
 
 async def forget_agent(ctx: Context, principal: Principal, backend: str, agent: str) -> Forgotten:
@@ -70,12 +82,12 @@ async def forget_agent(ctx: Context, principal: Principal, backend: str, agent: 
                 agent=agent,
             )
         held = await tasks.held_by.all(tx, backend=backend, agent=agent, on_loss=known.on_loss)
-        moves = await _take_away(ctx, tx, backend, held, {agent: "is gone"}, now)
+        made = await _take_away(ctx, tx, backend, held, {agent: "is gone"}, now)
         stops = await tasks.void_others_of.all(tx, backend=backend, agent=agent, now=now)
         await backends.forget_agent.run(tx, backend=backend, id=agent)
-    log.warning("agent_forgotten", backend=backend, agent=agent, jobs=len(moves), principal=principal.name)
-    log_moves(moves)
-    return Forgotten(backend=backend, agent=agent, jobs=tuple(move.job.id for move in moves), stops=len(stops))
+    log.warning("agent_forgotten", backend=backend, agent=agent, jobs=len(made), principal=principal.name)
+    moves.log_moves(made)
+    return Forgotten(backend=backend, agent=agent, jobs=tuple(move.job.id for move in made), stops=len(stops))
 
 
 async def _take_away(
@@ -86,7 +98,7 @@ async def _take_away(
     if not holder:
         return []
     await tasks.void_runs.all(tx, job_ids=list(holder), now=now)
-    moves = []
+    made = []
     for job in await jobs.lock.all(tx, ids=list(holder)):
         lost = holder[job.id]
         event = after_loss(
@@ -96,7 +108,7 @@ async def _take_away(
             retry=ctx.retry,
             jitter=random.random(),  # noqa: S311  no secret
         )
-        moves.append(Move(job=job, transitions=(step(job.progress, event, now),), metrics={}))
-    await jobs.write(tx, moves)
+        made.append(moves.of(job, event, now, agent_lost=True))
+    await jobs.write(tx, made)
     await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
-    return moves
+    return made

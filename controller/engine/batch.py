@@ -19,6 +19,7 @@ from controller.core import checks
 from controller.core.codes import StatusCode
 from controller.core.machine import Event, Failed, IllegalTransition, Move, Reset, Transition, step
 from controller.core.model import DB_MAINTENANCE, Job, TaskType
+from controller.core.modes import Modes
 from controller.core.reports import Statement, TaskState, judge
 from controller.core.retry import RetryPolicy
 
@@ -93,18 +94,16 @@ class Batch:
     now: datetime
     retry: RetryPolicy
     task_changes: dict[str, dict[str, Any]] = field(factory=dict)
-    modes: list[str] = field(factory=list)
-    """What DBSTATUS tasks have found, in the order of the statements."""
-    manual: bool = False
-    """Whether an operator has set the mode, so that nothing found changes it."""
-    mode: str | None = None
-    """The backend's mode as it was before the batch; only known where it matters."""
+    found_modes: list[str] = field(factory=list)
+    """What DBSTATUS tasks have found, in the order of the statements; of no effect in manual maintenance."""
+    modes: Modes = field(factory=Modes)
+    """The backend's as they were before the batch; only known where they matter."""
     data_check_failed: bool = False
     """Whether a DBDATACHECK task found the database's data older than they should be."""
 
     @property
-    def needs_mode(self) -> bool:
-        """Whether the batch may set the mode, or be judged by it."""
+    def needs_modes(self) -> bool:
+        """Whether the batch may set the mode, or be judged by it: then `modes` must be known."""
         return any(task.type is TaskType.DBSTATUS for task in self.tasks.values()) or any(
             job.job.spec.requires_db for job in self.jobs.values()
         )
@@ -149,9 +148,11 @@ class Batch:
 
         The next scheduling pass would have sent it back in any case; its exit was only faster (section 8, no. 15).
         """
-        mode = self.modes[-1] if self.modes and not self.manual else self.mode
+        maintained = self.modes.db_maintenance
+        if self.found_modes and not self.modes.manual:
+            maintained = self.found_modes[-1] == DB_MAINTENANCE
         failed = isinstance(event, Failed) and event.code is StatusCode.NONZERO_EXIT
-        if failed and job.spec.requires_db and mode == DB_MAINTENANCE:
+        if failed and job.spec.requires_db and maintained:
             return Reset(code=StatusCode.WAITING_DB_MAINTENANCE)
         return event
 
@@ -160,7 +161,7 @@ class Batch:
             return
         found = checks.answer(statement.results)
         if task.type is TaskType.DBSTATUS and found is not None:
-            self.modes.append(found.partition(";")[0].replace("none", ""))
+            self.found_modes.append(found.partition(";")[0].replace("none", ""))
         if task.type is TaskType.DBDATACHECK and found == checks.DATA_CHECK_FAILED:
             self.data_check_failed = True
 

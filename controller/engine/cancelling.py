@@ -6,13 +6,11 @@ workspace's memory (reference section 1.4; why at once: docs/adr).
 
 from collections.abc import Sequence
 
-from controller.core.codes import JobState
 from controller.core.errors import NotFound
-from controller.core.machine import Cancelled, Move, step
+from controller.core.machine import Cancelled
 from controller.core.model import Principal, RapId, Verb
+from controller.engine import moves
 from controller.engine.context import Context
-from controller.engine.moves import log_moves
-from controller.engine.starting import stop_runs
 from controller.store import backends, jobs, raps
 
 
@@ -36,13 +34,7 @@ async def cancel(ctx: Context, principal: Principal, rap_id: RapId, actions: Seq
                 not_found=missing,
             )
         chosen = [job for job in found if job.spec.action in set(actions)]
-        moves = [
-            Move(job=job, transitions=(step(job.progress, Cancelled(), now),), metrics=job.metrics) for job in chosen
-        ]
-        running = [job.id for job in chosen if job.progress.state is JobState.RUNNING]
-        if running:
-            await stop_runs(tx, rap.backend, running, now)
-        await jobs.write(tx, moves)
-        await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=rap.backend)
-    log_moves(moves)
+        made = [moves.of(job, Cancelled(), now) for job in chosen]
+        await moves.intervene(tx, rap.backend, made, now)
+    moves.log_moves(made)
     return len(actions)

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
+from attrs import frozen
 
 from controller.core.codes import JobState
 from controller.core.errors import Rejected
-from controller.core.model import Principal, Verb
-from controller.core.schedule import Limits
-from controller.engine.admission import admit_operator
+from controller.core.model import Principal
+from controller.core.schedule import Limits, heaviest
+from controller.engine.admission import admit_operator, managed
 from controller.engine.context import Context
-from controller.engine.results import CapacitySet, CapacityView, PoolView
 from controller.store import backends
 from controller.store.queries import Tx
 
@@ -25,6 +25,42 @@ log = structlog.get_logger(__name__)
 POOLS: Final = ("workers", "db_workers")
 MOST: Final = 1_000_000
 """The sum of weights that a pool may have; a backend with more is a slip of the finger."""
+
+
+@frozen(kw_only=True)
+class PoolView:
+    """One of a backend's two pools of capacity, in sums of weights."""
+
+    configured: float
+    """What the settings say."""
+    override: float | None
+    """What an operator has set; None: nothing."""
+    limit: float
+    """What holds."""
+    in_use: float
+    running: int
+    """Jobs."""
+    pending: int
+    too_heavy: int
+    """Pending jobs that weigh more than the limit: they wait until it is raised. None in a pool that is closed (0)."""
+
+
+@frozen(kw_only=True)
+class CapacityView:
+    """How much of a backend jobs may use, and do."""
+
+    backend: str
+    workers: PoolView
+    db_workers: PoolView
+
+
+@frozen(kw_only=True)
+class CapacitySet:
+    """What an operator's change of limits did."""
+
+    changed: tuple[str, ...]
+    """Names of the limits that are others now; empty if they were so already."""
+    capacity: CapacityView
 
 
 def effective(configured: Limits, row: backends.LimitsRow | None) -> Limits:
@@ -48,12 +84,9 @@ async def view(ctx: Context, principal: Principal, wanted: Sequence[str] | None 
     :raises NotFound: one of them is no backend for this caller.
     :raises Forbidden: the caller does not manage them.
     """
-    if wanted is None:  # who manages none is told so
-        wanted = principal.backends_for(Verb.MANAGE) or principal.backends
-    for slug in wanted:
-        admit_operator(principal, slug)
+    slugs = managed(principal, wanted)
     async with ctx.db.connection() as tx:
-        return await _read(ctx, tx, wanted)
+        return await _read(ctx, tx, slugs)
 
 
 async def set_limits(
@@ -108,7 +141,7 @@ async def _read(ctx: Context, tx: Tx, slugs: Sequence[str]) -> list[CapacityView
             in_use=sum(each.weight * each.jobs for each in mine if each.state == JobState.RUNNING),
             running=sum(each.jobs for each in mine if each.state == JobState.RUNNING),
             pending=sum(each.jobs for each in pending),
-            too_heavy=sum(each.jobs for each in pending if each.weight > limit),
+            too_heavy=sum(each.jobs for each in pending if each.weight > heaviest(limit)),
         )
 
     return [

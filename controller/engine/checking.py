@@ -4,7 +4,7 @@ They are asked for under the backend's lock, so that several controllers ask for
 of the database is the last guard.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -12,7 +12,8 @@ import structlog
 
 from common.ids import check_task_id
 from controller.core.checks import Decision, Round, Situation, decide
-from controller.core.model import DB_MAINTENANCE, Flag, TaskId, TaskType
+from controller.core.model import TaskId, TaskType
+from controller.core.modes import Modes
 from controller.engine.context import Context
 from controller.store import backends, tasks
 from controller.store.queries import Tx
@@ -27,9 +28,7 @@ _KEPT: Final = timedelta(days=7)
 """How long finished checks are kept; there are hundreds a day."""
 
 
-async def check(
-    ctx: Context, tx: Tx, backend: str, flags: Iterable[backends.FlagRow], now: datetime
-) -> datetime | None:
+async def check(ctx: Context, tx: Tx, backend: str, modes: Modes, now: datetime) -> datetime | None:
     """Ask for the checks that are due, call off those that are not wanted; when to look again.
 
     A backend without checks costs nothing.
@@ -43,17 +42,8 @@ async def check(
     rounds = await tasks.rounds.all(
         tx, backend=backend, types=[TaskType.DBSTATUS, TaskType.DBDATACHECK], believable=now + _BELIEVABLE
     )
-    values = {flag.id: flag.value or "" for flag in flags}
-    decision = decide(
-        Situation(
-            now=now,
-            enabled=kinds.keys(),
-            manual=bool(values.get(Flag.MANUAL_DB_MAINTENANCE)),
-            checks_disabled=values.get(Flag.CHECKS_DISABLED) == "true",
-            db_maintenance=values.get(Flag.MODE) == DB_MAINTENANCE,
-            rounds={TaskType(row.type): _round(row) for row in rounds},
-        )
-    )
+    known = {TaskType(row.type): _round(row) for row in rounds}
+    decision = decide(Situation(now=now, enabled=kinds.keys(), modes=modes, rounds=known))
     looks = [] if decision.next_at is None else [decision.next_at]
     if not await _take_back(tx, decision, now):
         looks.append(now + _AGAIN)

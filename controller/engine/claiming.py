@@ -20,10 +20,10 @@ from common.protocol import (
     Welcome,
 )
 from controller.core.codes import StatusCode
-from controller.core.machine import Move, Reset, step
+from controller.core.machine import Reset
 from controller.core.model import JobId, Task
+from controller.engine import moves
 from controller.engine.context import Context
-from controller.engine.moves import log_moves
 from controller.store import backends, jobs, tasks
 
 
@@ -123,16 +123,13 @@ async def release(ctx: Context, backend: str, request: ReleaseRequest) -> Releas
         )
         ids = [JobId(job) for job in handed_back]
         reset = Reset(code=StatusCode.WAITING_ON_NEW_TASK, message="Job was handed back by its agent and will restart")
-        moves = [
-            Move(job=job, transitions=(step(job.progress, reset, now),), metrics={})
-            for job in await jobs.lock.all(tx, ids=ids)
-        ]
-        if moves:
+        made = [moves.of(job, reset, now, agent_lost=True) for job in await jobs.lock.all(tx, ids=ids)]
+        if made:
             await tasks.void_runs.run(tx, job_ids=ids, now=now)
-            await jobs.write(tx, moves)
+            await jobs.write(tx, made)
             await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
-    log_moves(moves)
-    return ReleaseResponse(released=len(moves))
+    moves.log_moves(made)
+    return ReleaseResponse(released=len(made))
 
 
 async def active_tasks(ctx: Context, backend: str) -> Sequence[Task]:

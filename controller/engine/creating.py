@@ -16,23 +16,18 @@ from controller.core.plan import NothingToDo as NoPlan
 from controller.core.plan import Plan, ResolvedAction, check_codelists, check_weights, plan, with_reusable_actions
 from controller.core.project import Project
 from controller.core.request_checks import check_workspace
+from controller.core.storable import is_storable
 from controller.engine.capacity import effective, limits_of
 from controller.engine.context import Context
 from controller.engine.results import Created, NoChange, NothingToDo
 from controller.store import backends, jobs, raps
+from controller.store.db import TakenBack
 from controller.store.queries import Tx
 
 log = structlog.get_logger(__name__)
 
 _REPLANS = 3
 """How often a plan is made again because the workspace changed between looking up and storing."""
-
-
-class _Rollback(Exception):
-    """Leaves the transaction without storing, carrying the answer."""
-
-    def __init__(self, answer: NoChange | NothingToDo | None) -> None:
-        self.answer = answer
 
 
 async def create_rap(ctx: Context, principal: Principal, request: RapRequest) -> Created | NoChange | NothingToDo:
@@ -81,8 +76,9 @@ async def _attempt(ctx: Context, request: RapRequest, project: Project) -> Creat
     try:
         async with ctx.db.transaction() as tx:
             return await _store(ctx, tx, request, project, root, reusable, digests)
-    except _Rollback as rollback:
-        return rollback.answer
+    except TakenBack as taken_back:
+        answer: NoChange | NothingToDo | None = taken_back.answer
+        return answer
 
 
 async def _store(
@@ -98,12 +94,12 @@ async def _store(
     now = ctx.clock.now()
     locked = await backends.lock.one(tx, backend=request.backend)
     if await raps.insert.one(tx, **_rap_row(request, root), created_at=now) is None:
-        raise _Rollback(await _earlier(tx, request))
+        raise TakenBack(await _earlier(tx, request))
     final = await _plan(ctx, tx, request, project, root)
     if isinstance(final, NoPlan):
-        raise _Rollback(NothingToDo(rap_id=request.rap_id, details=final.details))
+        raise TakenBack(NothingToDo(rap_id=request.rap_id, details=final.details))
     if not {use.image for use in final.reusable} <= reusable.keys():
-        raise _Rollback(None)
+        raise TakenBack(None)
     check_codelists(final, request)
     final = with_reusable_actions(final, reusable)
     configured = ctx.backends[request.backend].limits
@@ -171,16 +167,8 @@ def _check_text(request: RapRequest) -> None:
     """
     for name, value in attrs.asdict(request).items():
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and ("\0" in text or not _encodable(text)):
+            if isinstance(text, str) and not is_storable(text):
                 raise Rejected(f"{name} contains characters that cannot be stored", field=name)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _rap_row(request: RapRequest, root: str) -> dict[str, object]:

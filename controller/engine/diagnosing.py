@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 import attrs
+from attrs import frozen
 
 from controller.core.diagnosis import (
     AgentFacts,
@@ -14,10 +15,19 @@ from controller.core.diagnosis import (
     check_database,
 )
 from controller.core.model import Flag, Principal, Verb
+from controller.core.schedule import heaviest
+from controller.engine.capacity import limits_of
 from controller.engine.context import Context
-from controller.engine.results import Diagnosis
 from controller.store import backends, diagnosis
 from controller.store.queries import Tx
+
+
+@frozen(kw_only=True)
+class Diagnosis:
+    """What a controller finds wrong, or in order, about its database and some backends."""
+
+    at: datetime
+    findings: tuple[Finding, ...]
 
 
 async def diagnose(ctx: Context, principal: Principal) -> Diagnosis:
@@ -43,7 +53,7 @@ async def database_facts(tx: Tx) -> DatabaseFacts:
 
 
 async def _of_backend(ctx: Context, tx: Tx, slug: str, now: datetime) -> list[Finding]:
-    limits = ctx.backends[slug].limits
+    limits = await limits_of(ctx, tx, slug)
     tasks = await diagnosis.tasks.one(tx, backend=slug, now=now)
     jobs = await diagnosis.jobs.one(tx, backend=slug)
     if tasks is None or jobs is None:
@@ -59,7 +69,9 @@ async def _of_backend(ctx: Context, tx: Tx, slug: str, now: datetime) -> list[Fi
         cancels=Oldest(count=tasks.cancels, since=tasks.cancels_since),
         created=Oldest(count=jobs.created, since=jobs.created_since),
         without_task=await diagnosis.without_task.all(tx, backend=slug),
-        too_heavy=await diagnosis.too_heavy.all(tx, backend=slug, workers=limits.workers, db_workers=limits.db_workers),
+        too_heavy=await diagnosis.too_heavy.all(
+            tx, backend=slug, heaviest=heaviest(limits.workers), db_heaviest=heaviest(limits.db_workers)
+        ),
         paused_since=await _paused_since(tx, slug),
     )
     return check_backend(facts, now, timedelta(seconds=ctx.lease_seconds))
@@ -67,4 +79,6 @@ async def _of_backend(ctx: Context, tx: Tx, slug: str, now: datetime) -> list[Fi
 
 async def _paused_since(tx: Tx, slug: str) -> datetime | None:
     flags = await backends.flags.all(tx, backends=[slug])
-    return next((row.changed_at for row in flags if row.id == Flag.PAUSED and row.value), None)
+    if not backends.modes_of(flags).paused:
+        return None
+    return next((row.changed_at for row in flags if row.id == Flag.PAUSED), None)

@@ -29,44 +29,40 @@ from controller.engine import (
     cancelling,
     capacity,
     claiming,
-    controlling,
     creating,
     diagnosing,
+    killing,
     listing,
     operating,
     pruning,
     reading,
     reporting,
+    retrying,
     scheduling,
     tokens,
 )
+from controller.engine.abandoning import Forgotten
+from controller.engine.capacity import CapacitySet, CapacityView
 from controller.engine.context import Context
+from controller.engine.diagnosing import Diagnosis
+from controller.engine.killing import JobKilled
+from controller.engine.listing import JobPage
+from controller.engine.operating import FlagsSet, FlagView, RebootPrepared, RebootStatus
+from controller.engine.pruning import Pruned
 from controller.engine.results import (
     AgentView,
     BackendView,
-    CapacitySet,
-    CapacityView,
     Created,
-    Diagnosis,
-    FlagsSet,
-    FlagView,
-    Forgotten,
     JobDetail,
-    JobKilled,
-    JobPage,
-    JobRetried,
     LogPage,
     NoChange,
     NothingToDo,
     Page,
-    Pruned,
     RapDetail,
-    RebootPrepared,
-    RebootStatus,
     StatusReport,
-    TokenChange,
-    TokenView,
 )
+from controller.engine.retrying import JobRetried
+from controller.engine.tokens import TokenChange, TokenView
 from controller.store import schema
 
 
@@ -104,8 +100,8 @@ class Engine:
         limit: int,
         cursor: str | None,
     ) -> Page:
-        """See `reading.list_raps`."""
-        return await reading.list_raps(
+        """See `listing.list_raps`."""
+        return await listing.list_raps(
             self._ctx, principal, backend=backend, workspace=workspace, state=state, limit=limit, cursor=cursor
         )
 
@@ -211,12 +207,12 @@ class Engine:
         return await tokens.revoke(self._ctx, principal, name)
 
     async def kill(self, principal: Principal, job_id: JobId) -> JobKilled:
-        """See `controlling.kill`."""
-        return await controlling.kill(self._ctx, principal, job_id)
+        """See `killing.kill`."""
+        return await killing.kill(self._ctx, principal, job_id)
 
     async def retry(self, principal: Principal, job_id: JobId, *, attempt: int | None = None) -> JobRetried:
-        """See `controlling.retry`."""
-        return await controlling.retry(self._ctx, principal, job_id, attempt=attempt)
+        """See `retrying.retry`."""
+        return await retrying.retry(self._ctx, principal, job_id, attempt=attempt)
 
     async def limits(self, principal: Principal, wanted: Sequence[str] | None = None) -> Sequence[CapacityView]:
         """See `capacity.view`."""

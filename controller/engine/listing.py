@@ -1,20 +1,23 @@
-"""Lists of jobs over all RAPs, page by page.
+"""Lists of RAPs, and of jobs over all RAPs, page by page.
 
-What is not finished comes oldest first, as a queue is read; what history is part of, newest first. No page reads more
-than a bounded part of history: one that looks for a rare state may hold fewer jobs than asked for, even none, and yet
-say where to go on.
+RAPs come newest first. Of jobs, what is not finished comes oldest first, as a queue is read; what history is part of,
+newest first. No page of jobs reads more than a bounded part of history: one that looks for a rare state may hold fewer
+jobs than asked for, even none, and yet say where to go on.
 """
 
 import base64
 import binascii
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
+
+from attrs import frozen
 
 from controller.core.codes import JobState, StatusCode
 from controller.core.errors import Rejected
 from controller.core.model import JobId, Principal, RapId, Verb
 from controller.engine.context import Context
-from controller.engine.results import JobPage, JobSummary
+from controller.engine.results import Page, RapSummary
 from controller.store import jobs, raps
 from controller.store.queries import Tx
 
@@ -26,6 +29,76 @@ LOOK: Final = 500
 _NEWEST: Final = 2**63 - 1
 _LAST: Final = 2**31 - 1
 """No job's position in its RAP is that high."""
+
+
+@frozen(kw_only=True)
+class JobSummary:
+    """One line of a list of jobs: without outputs and history."""
+
+    id: JobId
+    rap_id: RapId
+    backend: str
+    workspace: str
+    action: str
+    created_by: str
+    state: JobState
+    code: StatusCode
+    message: str
+    requires_db: bool
+    weight: float
+    attempt: int
+    cancelled: bool
+    faults: int
+    not_before: datetime | None
+    agent: str | None
+    """The agent that holds, or last held, the job's newest attempt."""
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    code_changed_at: datetime
+
+
+@frozen(kw_only=True)
+class JobPage:
+    """One page of jobs; `next_cursor` is None on the last. See `listing` for their order."""
+
+    jobs: tuple[JobSummary, ...]
+    next_cursor: str | None = None
+
+
+async def list_raps(
+    ctx: Context,
+    principal: Principal,
+    *,
+    backend: str | None,
+    workspace: str | None,
+    state: str | None,
+    limit: int,
+    cursor: str | None,
+) -> Page:
+    """One page of RAPs, newest first. `state`: `active` (some job is not finished), `finished`, or None for both.
+
+    :raises Rejected: the cursor is none of ours for these filters, or the state is neither word.
+    """
+    if state not in (None, "active", "finished"):
+        raise Rejected("state must be 'active' or 'finished'", field="state")
+    slugs = [slug for slug in principal.backends_for(Verb.READ) if backend in (None, slug)]
+    wanted = {
+        "backends": slugs,
+        "before": None if cursor is None else _decode(cursor, 1)[0],
+        "workspace": workspace,
+        "page_size": limit + 1,
+    }
+    async with ctx.db.connection() as tx:
+        if state == "active":
+            rows = await raps.list_active_page.all(tx, **wanted)
+        else:
+            rows = await raps.list_page.all(tx, **wanted, only_finished=state == "finished")
+    more = len(rows) > limit
+    return Page(
+        raps=tuple(rap_summary(row) for row in rows[:limit]),
+        next_cursor=_encode(rows[limit - 1].seq) if more else None,
+    )
 
 
 async def list_jobs(
@@ -112,6 +185,24 @@ async def _summaries(tx: Tx, rows: Sequence[jobs.ListedRow]) -> tuple[JobSummary
     owners = {owner.id: owner.created_by for owner in await raps.owners.all(tx, ids=[row.rap_id for row in rows])}
     # What was pruned since the rows were read is not there any more.
     return tuple(_summary(row, owners[row.rap_id]) for row in rows if row.rap_id in owners)
+
+
+def rap_summary(row: raps.SummaryRow) -> RapSummary:
+    """The line of a RAP."""
+    return RapSummary(
+        id=RapId(row.id),
+        backend=row.backend,
+        workspace=row.workspace,
+        created_by=row.created_by,
+        project=row.project,
+        repo_url=row.repo_url,
+        branch=row.branch,
+        commit=row.commit,
+        created_at=row.created_at,
+        requested_actions=tuple(row.requested_actions),
+        traceparent=row.traceparent,
+        counts={JobState(state): count for state, count in row.counts.items()},
+    )
 
 
 def _encode(*place: int) -> str:

@@ -10,17 +10,15 @@ from datetime import datetime
 from typing import Final
 
 import structlog
+from attrs import frozen
 
 from controller.core.codes import StatusCode
 from controller.core.errors import Rejected
-from controller.core.machine import Move, Reset, step
-from controller.core.model import DB_MAINTENANCE, FLAG_VALUES, Flag, Principal, Verb
-from controller.engine.admission import admit_operator
+from controller.core.machine import Reset
+from controller.core.model import DB_MAINTENANCE, FLAG_VALUES, Flag, JobId, Principal
+from controller.engine import moves
+from controller.engine.admission import admit_operator, managed
 from controller.engine.context import Context
-from controller.engine.moves import log_moves
-from controller.engine.results import FlagsSet, FlagView, RebootPrepared, RebootStatus
-from controller.engine.scheduling import modes_of
-from controller.engine.starting import stop_runs
 from controller.store import backends, jobs
 from controller.store.queries import Tx
 
@@ -28,6 +26,58 @@ log = structlog.get_logger(__name__)
 
 FLAGS: Final = tuple(Flag)
 """The switches, in the order in which they are shown."""
+
+
+@frozen(kw_only=True)
+class FlagView:
+    """One switch of one backend (reference section 3.6)."""
+
+    backend: str
+    id: str
+    value: str | None
+    changed_at: datetime | None
+    """When the value last changed; None if it was never set."""
+
+
+@frozen(kw_only=True)
+class FlagsSet:
+    """What an operator's command did to a backend's switches."""
+
+    backend: str
+    changed: tuple[str, ...]
+    """Names of the flags whose value is another one now; empty if everything was so already."""
+    flags: tuple[FlagView, ...]
+    """All of the backend's flags as they are now."""
+
+
+@frozen(kw_only=True)
+class RebootStatus:
+    """Whether a backend's machines can be switched off without cutting a job short."""
+
+    backend: str
+    paused: bool
+    running: int
+    """Jobs."""
+    cancelling: int
+    """Stops that were asked for and that no agent has confirmed yet."""
+    unconfirmed: tuple[str, ...] = ()
+    """The agents that have to confirm them."""
+
+    @property
+    def safe(self) -> bool:
+        """Nothing runs, and nothing can start."""
+        return self.paused and not self.running and not self.cancelling
+
+
+@frozen(kw_only=True)
+class RebootPrepared:
+    """What preparing for a reboot did, and what is left to wait for."""
+
+    changed: tuple[str, ...]
+    """As of `FlagsSet`."""
+    jobs: tuple[JobId, ...]
+    """The running jobs that were sent back to the queue."""
+    status: RebootStatus
 
 
 async def pause(ctx: Context, principal: Principal, backend: str) -> FlagsSet:
@@ -111,15 +161,14 @@ async def prepare_for_reboot(ctx: Context, principal: Principal, backend: str) -
         changed = await _write(tx, backend, wanted, now)
         running = await jobs.lock.all(tx, ids=await backends.running_jobs.all(tx, backend=backend))
         reset = Reset(code=StatusCode.WAITING_ON_REBOOT)
-        moves = [Move(job=job, transitions=(step(job.progress, reset, now),), metrics=job.metrics) for job in running]
-        if moves:
-            await stop_runs(tx, backend, [job.id for job in running], now)
-            await jobs.write(tx, moves)
-        if moves or changed:
+        made = [moves.of(job, reset, now) for job in running]
+        if made:
+            await moves.intervene(tx, backend, made, now)
+        elif changed:
             await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
         status = await _reboot_status(tx, backend)
     _log_change(principal, backend, changed, wanted)
-    log_moves(moves)
+    moves.log_moves(made)
     return RebootPrepared(changed=changed, jobs=tuple(job.id for job in running), status=status)
 
 
@@ -140,11 +189,7 @@ async def flags(ctx: Context, principal: Principal, wanted: Sequence[str] | None
     :raises NotFound: one of them is no backend for this caller.
     :raises Forbidden: the caller does not manage them.
     """
-    if wanted is None:  # who manages none is told so
-        wanted = principal.backends_for(Verb.MANAGE) or principal.backends
-    slugs = wanted
-    for slug in slugs:
-        admit_operator(principal, slug)
+    slugs = managed(principal, wanted)
     async with ctx.db.connection() as tx:
         return await _read(tx, slugs)
 
@@ -190,7 +235,7 @@ async def _read(tx: Tx, slugs: Sequence[str]) -> list[FlagView]:
 
 async def _reboot_status(tx: Tx, backend: str) -> RebootStatus:
     # The flag is read first: what is counted afterwards was there while nothing could start any more.
-    modes = modes_of(await backends.flags.all(tx, backends=[backend]))
+    modes = await backends.modes(tx, backend)
     left = await backends.unfinished.one(tx, backend=backend)
     if left is None:
         raise RuntimeError("counting gave no row")

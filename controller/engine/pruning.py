@@ -13,14 +13,14 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
-from attrs import evolve
+from attrs import asdict, evolve, frozen
 
 from controller.core.errors import Rejected
 from controller.core.model import Principal
 from controller.engine.admission import admit_operator
 from controller.engine.context import Context
-from controller.engine.results import Pruned
 from controller.store import backends, pruning
+from controller.store.db import TakenBack
 from controller.store.queries import Tx
 
 log = structlog.get_logger(__name__)
@@ -34,11 +34,36 @@ _CALL_SECONDS: Final = 10.0
 """How long one call of an operator's works before it answers how to go on."""
 
 
-class _TakenBack(Exception):
-    """Leaves a dry run's transaction without its effect, carrying what was counted."""
+@frozen(kw_only=True)
+class Counts:
+    """How much was removed, or would be."""
 
-    def __init__(self, counted: Pruned) -> None:
-        self.counted = counted
+    raps: int = 0
+    """RAPs that are gone with everything."""
+    jobs: int = 0
+    """Their jobs."""
+    kept: int = 0
+    """Finished RAPs that something needs still: only history, logs and tasks of their jobs are gone."""
+    outputs: int = 0
+    """Names of outputs; the rest are rows of history, chunks of logs, and tasks."""
+    events: int = 0
+    logs: int = 0
+    tasks: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: mine + getattr(other, name) for name, mine in asdict(self).items()})
+
+
+@frozen(kw_only=True)
+class Pruned:
+    """What a run of pruning has done, or would do."""
+
+    backend: str
+    cutoff: datetime
+    dry_run: bool
+    counts: Counts = Counts()
+    next_after: int | None = None
+    """Where to go on; None at the end."""
 
 
 async def prune(
@@ -83,7 +108,7 @@ async def _prune(
             rows = await pruning.page.all(tx, backend=backend, cutoff=cutoff, after=after, page_size=_PAGE)
         finished = [row.id for row in rows if row.finished]
         if finished:
-            total = total.plus(await _prune_page(ctx, total, finished))
+            total = evolve(total, counts=total.counts + await _prune_page(ctx, total, finished))
         if len(rows) < _PAGE:
             return total
         after = rows[-1].seq
@@ -91,20 +116,21 @@ async def _prune(
             return evolve(total, next_after=after)
 
 
-async def _prune_page(ctx: Context, run: Pruned, rap_ids: list[str]) -> Pruned:
+async def _prune_page(ctx: Context, run: Pruned, rap_ids: list[str]) -> Counts:
     """One transaction. A dry run does all of it and takes it back, so that it cannot count differently."""
     try:
         async with ctx.db.transaction() as tx:
             await backends.lock.run(tx, backend=run.backend)
             counted = await _forget(tx, run, rap_ids)
             if run.dry_run:
-                raise _TakenBack(counted)
+                raise TakenBack(counted)
             return counted
-    except _TakenBack as taken_back:
-        return taken_back.counted
+    except TakenBack as taken_back:
+        answer: Counts = taken_back.answer
+        return answer
 
 
-async def _forget(tx: Tx, run: Pruned, rap_ids: list[str]) -> Pruned:
+async def _forget(tx: Tx, run: Pruned, rap_ids: list[str]) -> Counts:
     job_ids = await pruning.jobs_of.all(tx, rap_ids=rap_ids)
     cleared = await pruning.clear.one(tx, job_ids=job_ids)
     removed = await pruning.removable.all(tx, backend=run.backend, cutoff=run.cutoff, rap_ids=rap_ids)
@@ -117,10 +143,7 @@ async def _forget(tx: Tx, run: Pruned, rap_ids: list[str]) -> Pruned:
     await pruning.remove_raps.run(tx, rap_ids=removed)
     if cleared is None or outputs is None:
         raise RuntimeError("counting gave no row")
-    return Pruned(
-        backend=run.backend,
-        cutoff=run.cutoff,
-        dry_run=run.dry_run,
+    return Counts(
         raps=len(removed),
         jobs=len(removed_jobs),
         kept=len(rap_ids) - len(removed),
@@ -138,11 +161,5 @@ def _tell(done: Pruned, principal: str) -> None:
             backend=done.backend,
             principal=principal,
             cutoff=done.cutoff.isoformat(),
-            raps=done.raps,
-            jobs=done.jobs,
-            kept=done.kept,
-            outputs=done.outputs,
-            events=done.events,
-            logs=done.logs,
-            tasks=done.tasks,
+            **asdict(done.counts),
         )

@@ -1,7 +1,5 @@
 """Reads: they never change state and never wait on an agent."""
 
-import base64
-import binascii
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -9,9 +7,10 @@ from typing import Any, TypeVar
 
 from controller.core.checks import ALLOWED_ANSWERS
 from controller.core.codes import JobState, StatusCode
-from controller.core.errors import NotFound, Rejected
-from controller.core.model import DB_MAINTENANCE, Flag, Job, JobId, Principal, RapId, TaskType, Verb
+from controller.core.errors import NotFound
+from controller.core.model import Flag, Job, JobId, Principal, RapId, TaskType, Verb
 from controller.engine.context import Context
+from controller.engine.listing import rap_summary
 from controller.engine.results import (
     AgentView,
     BackendView,
@@ -20,9 +19,7 @@ from controller.engine.results import (
     JobDetail,
     LogPage,
     OutputView,
-    Page,
     RapDetail,
-    RapSummary,
     StatusReport,
 )
 from controller.store import backends, jobs, raps, tasks
@@ -49,22 +46,20 @@ async def backend_views(ctx: Context, principal: Principal) -> Sequence[BackendV
     slugs = _readable(principal)
     async with ctx.db.connection() as tx:
         seen = {row.backend: row.at for row in await backends.seen.all(tx, backends=slugs)}
-        flags = {(row.backend, row.id): row for row in await backends.flags.all(tx, backends=slugs)}
+        flags = await backends.flags.all(tx, backends=slugs)
         checks = await _last_checks(ctx, tx, slugs)
 
     def view(slug: str) -> BackendView:
-        paused, mode = flags.get((slug, Flag.PAUSED)), flags.get((slug, Flag.MODE))
-        manual = flags.get((slug, Flag.MANUAL_DB_MAINTENANCE))
-        maintained = mode is not None and mode.value == DB_MAINTENANCE
-        by_hand = manual is not None and manual.value == "on"
+        mine = [row for row in flags if row.backend == slug]
+        modes, changed = backends.modes_of(mine), {row.id: row.changed_at for row in mine}
         return BackendView(
             slug=slug,
             last_seen=seen.get(slug),
-            paused=paused is not None and paused.value == "true",
-            paused_since=None if paused is None else paused.changed_at,
-            db_maintenance=maintained,
-            db_maintenance_since=None if mode is None else mode.changed_at,
-            db_maintenance_type=("manual" if by_hand else "scheduled") if maintained else None,
+            paused=modes.paused_shown,
+            paused_since=changed.get(Flag.PAUSED),
+            db_maintenance=modes.db_maintenance,
+            db_maintenance_since=changed.get(Flag.MODE),
+            db_maintenance_type=("manual" if modes.manual_shown else "scheduled") if modes.db_maintenance else None,
             checks=tuple(check for backend, check in checks if backend == slug),
         )
 
@@ -84,72 +79,6 @@ async def _last_checks(ctx: Context, tx: Tx, slugs: Iterable[str]) -> list[tuple
     return [(row.backend, view(row)) for row in rows if TaskType(row.type) in ctx.backends[row.backend].checks]
 
 
-async def list_raps(
-    ctx: Context,
-    principal: Principal,
-    *,
-    backend: str | None,
-    workspace: str | None,
-    state: str | None,
-    limit: int,
-    cursor: str | None,
-) -> Page:
-    """One page of RAPs, newest first. `state`: `active` (some job is not finished), `finished`, or None for both.
-
-    :raises Rejected: the cursor is none of ours, or the state is neither word.
-    """
-    if state not in (None, "active", "finished"):
-        raise Rejected("state must be 'active' or 'finished'", field="state")
-    slugs = [slug for slug in _readable(principal) if backend in (None, slug)]
-    wanted = {
-        "backends": slugs,
-        "before": None if cursor is None else _decode_cursor(cursor),
-        "workspace": workspace,
-        "page_size": limit + 1,
-    }
-    async with ctx.db.connection() as tx:
-        if state == "active":
-            rows = await raps.list_active_page.all(tx, **wanted)
-        else:
-            rows = await raps.list_page.all(tx, **wanted, only_finished=state == "finished")
-    more = len(rows) > limit
-    return Page(
-        raps=tuple(_summary(row) for row in rows[:limit]),
-        next_cursor=_encode_cursor(rows[limit - 1].seq) if more else None,
-    )
-
-
-def _encode_cursor(seq: int) -> str:
-    return base64.urlsafe_b64encode(str(seq).encode()).decode().rstrip("=")
-
-
-def _decode_cursor(cursor: str) -> int:
-    try:
-        seq = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (ValueError, binascii.Error) as error:
-        raise Rejected("cursor is not one that this API gave out", field="cursor") from error
-    if not 0 <= seq < 2**63:
-        raise Rejected("cursor is not one that this API gave out", field="cursor")
-    return seq
-
-
-def _summary(row: raps.SummaryRow) -> RapSummary:
-    return RapSummary(
-        id=RapId(row.id),
-        backend=row.backend,
-        workspace=row.workspace,
-        created_by=row.created_by,
-        project=row.project,
-        repo_url=row.repo_url,
-        branch=row.branch,
-        commit=row.commit,
-        created_at=row.created_at,
-        requested_actions=tuple(row.requested_actions),
-        traceparent=row.traceparent,
-        counts={JobState(state): count for state, count in row.counts.items()},
-    )
-
-
 async def rap_detail(ctx: Context, principal: Principal, rap_id: RapId) -> RapDetail:
     """A RAP with everything known about its jobs.
 
@@ -161,7 +90,7 @@ async def rap_detail(ctx: Context, principal: Principal, rap_id: RapId) -> RapDe
         if row is None:
             raise NotFound(f"No RAP {rap_id}", rap_id=rap_id)
         found = await jobs.of_raps.all(tx, rap_ids=[rap_id], backends=slugs)
-        return RapDetail(rap=_summary(row), jobs=await _details(tx, found))
+        return RapDetail(rap=rap_summary(row), jobs=await _details(tx, found))
 
 
 async def job_detail(ctx: Context, principal: Principal, job_id: JobId) -> JobDetail:

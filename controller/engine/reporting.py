@@ -5,7 +5,7 @@ jobs and history are written in one statement each. Repeating a batch changes no
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import structlog
@@ -15,6 +15,7 @@ from controller.core.errors import NotFound, Rejected
 from controller.core.machine import Progressed
 from controller.core.model import Flag
 from controller.core.reports import Statement
+from controller.core.storable import storable, storable_text
 from controller.engine.batch import Batch, JobInBatch
 from controller.engine.context import Context
 from controller.engine.moves import log_moves
@@ -22,8 +23,6 @@ from controller.store import backends, jobs, tasks
 from controller.store.queries import Tx
 
 log = structlog.get_logger(__name__)
-
-_MOST_FLOAT: Final = 10**308
 
 
 async def report(ctx: Context, backend: str, request: ReportsRequest) -> ReportsResponse:
@@ -79,7 +78,7 @@ async def _take_all(ctx: Context, backend: str, statements: Sequence[Statement])
     now = ctx.clock.now()
     async with ctx.db.transaction() as tx:
         await backends.lock.run(tx, backend=backend)
-        locked = await tasks.lock.all(tx, backend=backend, ids=[_clean(s.task_id) for s in statements])
+        locked = await tasks.lock.all(tx, backend=backend, ids=[storable_text(s.task_id) for s in statements])
         job_ids = [task.job_id for task in locked if task.job_id is not None]
         batch = Batch(
             tasks={task.id: task for task in locked},
@@ -87,9 +86,8 @@ async def _take_all(ctx: Context, backend: str, statements: Sequence[Statement])
             now=now,
             retry=ctx.retry,
         )
-        if batch.needs_mode:
-            flags = {flag.id: flag.value for flag in await backends.flags.all(tx, backends=[backend])}
-            batch.manual, batch.mode = bool(flags.get(Flag.MANUAL_DB_MAINTENANCE)), flags.get(Flag.MODE)
+        if batch.needs_modes:
+            batch.modes = await backends.modes(tx, backend)
         answers = batch.take_all(statements)
         await _write(tx, backend, batch)
     log_moves(job.move for job in batch.jobs.values())
@@ -113,14 +111,14 @@ async def _write(tx: Tx, backend: str, batch: Batch) -> None:
                 tx, job_id=job.job.id, outputs=[attrs.asdict(output) for output in job.outputs]
             )
     await _set_mode(tx, backend, batch)
-    if batch.modes or any(not isinstance(each.event, Progressed) for job in changed for each in job.transitions):
+    if batch.found_modes or any(not isinstance(each.event, Progressed) for job in changed for each in job.transitions):
         await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
 
 
 async def _set_mode(tx: Tx, backend: str, batch: Batch) -> None:
     """A DBSTATUS result sets the mode, unless an operator has set it by hand (reference section 2.2)."""
-    if batch.modes and not batch.manual:
-        await backends.set_flag.run(tx, backend=backend, id=Flag.MODE, value=batch.modes[-1], now=batch.now)
+    if batch.found_modes and not batch.modes.manual:
+        await backends.set_flag.run(tx, backend=backend, id=Flag.MODE, value=batch.found_modes[-1], now=batch.now)
 
 
 async def append_log(ctx: Context, backend: str, chunk: LogChunk) -> LogAnswer:
@@ -129,31 +127,14 @@ async def append_log(ctx: Context, backend: str, chunk: LogChunk) -> LogAnswer:
     :raises NotFound: the task is not this agent's on this backend.
     """
     async with ctx.db.transaction() as tx:
-        locked = await tasks.lock.all(tx, backend=backend, ids=[_clean(chunk.task_id)])
+        locked = await tasks.lock.all(tx, backend=backend, ids=[storable_text(chunk.task_id)])
         if not locked or locked[0].agent != chunk.agent or locked[0].job_id is None:
             raise NotFound(f"Task '{chunk.task_id}' is not held by this agent", task_id=chunk.task_id)
         key = {"job_id": locked[0].job_id, "attempt": locked[0].attempt}
         stored = await jobs.log_length.one(tx, **key) or 0
-        text = _clean(chunk.text)[max(0, stored - chunk.offset) :] if chunk.offset <= stored else ""
+        text = storable_text(chunk.text)[max(0, stored - chunk.offset) :] if chunk.offset <= stored else ""
         text = text[: max(0, ctx.log_bytes - stored)]
         if text:
             await jobs.append_log.run(tx, **key, start=stored, text=text)
     length = stored + len(text)
     return LogAnswer(next_offset=length, accepting=length < ctx.log_bytes)
-
-
-def storable(value: Any) -> Any:
-    """JSON data without what PostgreSQL cannot store (NUL, lone surrogates), or what no 64 bits hold (rounded)."""
-    if isinstance(value, str):
-        return _clean(value)
-    if isinstance(value, Mapping):
-        return {_clean(str(key)): storable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [storable(item) for item in value]
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return float(value) if abs(value) < _MOST_FLOAT else None
-    return value
-
-
-def _clean(text: str) -> str:
-    return text.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -3,7 +3,7 @@
 The backend's row is locked first, so two passes of one backend never overlap, whatever controller runs them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, assert_never
 
@@ -11,13 +11,12 @@ import structlog
 from attrs import frozen
 
 from controller.core.codes import StatusCode
-from controller.core.machine import DependencyFailed, Event, Failed, Move, Reset, Started, Waiting, step
-from controller.core.model import DB_MAINTENANCE, Flag, Job, JobId
-from controller.core.schedule import Decision, FailDependency, Modes, SendBack, Snapshot, Start, Wait, decide, next_look
-from controller.engine import checking, starting
+from controller.core.machine import DependencyFailed, Event, Failed, Move, Reset, Started, Waiting
+from controller.core.model import Job, JobId
+from controller.core.schedule import Decision, FailDependency, SendBack, Snapshot, Start, Wait, decide, next_look
+from controller.engine import checking, moves, starting
 from controller.engine.capacity import effective
 from controller.engine.context import Context
-from controller.engine.moves import log_moves
 from controller.store import backends, jobs, tasks
 from controller.store.queries import Tx
 
@@ -42,26 +41,16 @@ async def schedule(ctx: Context, backend: str) -> Pass:
     now = ctx.clock.now()
     async with ctx.db.transaction() as tx:
         locked = await backends.lock.one(tx, backend=backend)
-        flags = await backends.flags.all(tx, backends=[backend])
-        modes = modes_of(flags)
+        modes = await backends.modes(tx, backend)
         waiting = await jobs.schedulable.all(tx, backend=backend, everything=modes.paused or modes.db_maintenance)
         limits = effective(ctx.backends[backend].limits, locked)
         snapshot = Snapshot(now=now, limits=limits, modes=modes, jobs=waiting)
         decisions = decide(snapshot)
-        moves = await _apply(ctx, tx, backend, decisions, now) if decisions else []
-        next_check = await checking.check(ctx, tx, backend, flags, now)
-    log_moves(moves)
+        made = await _apply(ctx, tx, backend, decisions, now) if decisions else []
+        next_check = await checking.check(ctx, tx, backend, modes, now)
+    moves.log_moves(made)
     looks = [at for at in (next_look(snapshot), next_check) if at is not None]
-    return Pass(moved=len(moves), next_at=min(looks, default=None))
-
-
-def modes_of(flags: Iterable[backends.FlagRow]) -> Modes:
-    """The operator's switches as scheduling reads them: `paused` in any case of letters (edge behaviour 19)."""
-    values = {flag.id: flag.value or "" for flag in flags}
-    return Modes(
-        paused=values.get(Flag.PAUSED, "").lower() == "true",
-        db_maintenance=values.get(Flag.MODE) == DB_MAINTENANCE,
-    )
+    return Pass(moved=len(made), next_at=min(looks, default=None))
 
 
 async def _apply(ctx: Context, tx: Tx, backend: str, decisions: Sequence[Decision], now: datetime) -> list[Move]:
@@ -69,24 +58,23 @@ async def _apply(ctx: Context, tx: Tx, backend: str, decisions: Sequence[Decisio
     affected = {job.id: job for job in await jobs.lock.all(tx, ids=[d.job_id for d in decisions])}
     starts = [affected[d.job_id] for d in decisions if isinstance(d, Start)]
     new_tasks, broken = await _new_tasks(ctx, tx, backend, starts, now)
-    moves: list[Move] = []
+    made: list[Move] = []
     for decision in decisions:
         job = affected[decision.job_id]
         event = _event(decision)
         if job.id in broken:
             event = Failed(code=StatusCode.INTERNAL_ERROR)
-        metrics = {} if isinstance(event, Started) else job.metrics
-        moves.append(Move(job=job, transitions=(step(job.progress, event, now),), metrics=metrics))
+        made.append(moves.of(job, event, now))
     sent_back = [d.job_id for d in decisions if isinstance(d, SendBack)]
     if sent_back:
         await starting.stop_runs(tx, backend, sent_back, now)
-    await jobs.write(tx, moves)
+    await jobs.write(tx, made)
     if new_tasks:
         await tasks.insert.run(tx, tasks=new_tasks)
         await backends.notify.run(tx, channel=backends.TASKS_CHANNEL, backend=backend)
-    if any(transition.ended for move in moves for transition in move.transitions):
+    if any(transition.ended for move in made for transition in move.transitions):
         await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
-    return moves
+    return made
 
 
 def _event(decision: Decision) -> Event:

@@ -5,22 +5,58 @@ What a request asks is remembered for seconds (`known_tokens`); a revoke is noti
 once what it remembers.
 """
 
+import enum
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import structlog
+from attrs import frozen
 
 from controller.core.errors import Conflict, Forbidden, NotFound
 from controller.core.model import Principal, Verb
 from controller.core.tokens import NewToken, TokenKind, holder, kind_of
-from controller.engine.admission import admit_operator
+from controller.engine.admission import admit_operator, managed
 from controller.engine.context import Context
-from controller.engine.results import TokenChange, TokenState, TokenView
 from controller.store import tokens
 from controller.store.queries import Tx
 from controller.store.tokens import TokenRow
 
 log = structlog.get_logger(__name__)
+
+
+class TokenState(enum.StrEnum):
+    """Whether a token opens anything."""
+
+    VALID = "valid"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+@frozen(kw_only=True)
+class TokenView:
+    """A token as an operator sees it; the token itself is nowhere."""
+
+    name: str
+    kind: TokenKind
+    state: TokenState
+    grants: Mapping[str, frozenset[Verb]]
+    """Backend -> what it allows there; only backends that the operator manages."""
+    elsewhere: bool
+    """Whether it opens others, too."""
+    created_at: datetime
+    created_by: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    revoked_by: str | None
+
+
+@frozen(kw_only=True)
+class TokenChange:
+    """What an operator's command did to a token."""
+
+    changed: bool
+    """False if everything was so already."""
+    token: TokenView
 
 
 async def recognise(ctx: Context, digest: bytes, kind: TokenKind) -> Principal | None:
@@ -82,10 +118,10 @@ async def visible(ctx: Context, principal: Principal) -> Sequence[TokenView]:
 
     :raises Forbidden: the caller manages none.
     """
-    managed = _managed(principal)
+    slugs = list(managed(principal))
     now = ctx.clock.now()
     async with ctx.db.connection() as tx:
-        rows = await tokens.of_backends.all(tx, backends=managed)
+        rows = await tokens.of_backends.all(tx, backends=slugs)
     return [_view(ctx, principal, row, now) for row in rows]
 
 
@@ -95,14 +131,14 @@ async def revoke(ctx: Context, principal: Principal, name: str) -> TokenChange:
     :raises NotFound: there is no such token on the backends that the caller manages.
     :raises Forbidden: the caller manages no backend, or not all of those that the token opens.
     """
-    managed = _managed(principal)
+    slugs = set(managed(principal))
     now = ctx.clock.now()
     async with ctx.db.transaction() as tx:
         row = await tokens.of_name.one(tx, name=name)
-        if row is None or not set(managed) & row.grants.keys():
+        if row is None or not slugs & row.grants.keys():
             raise NotFound(f"There is no token {name!r} on the backends that this token manages.", name=name)
         # Backends that left the settings are nobody's: they keep no token alive.
-        if not {backend for backend in row.grants if backend in ctx.backends} <= set(managed):
+        if not {backend for backend in row.grants if backend in ctx.backends} <= slugs:
             message = f"Token {name!r} opens backends, too, that this token does not manage."
             raise Forbidden(message, name=name)
         done = await tokens.revoke.one(tx, name=name, now=now, revoked_by=principal.name)
@@ -149,13 +185,6 @@ async def _named(tx: Tx, name: str) -> TokenRow:
     if row is None:
         raise RuntimeError("a token that was just written is not there")
     return row
-
-
-def _managed(principal: Principal) -> list[str]:
-    managed = list(principal.backends_for(Verb.MANAGE))
-    if not managed:
-        raise Forbidden("This token manages no backend, so it has no say in who else may use one.")
-    return managed
 
 
 def _state(row: TokenRow, now: datetime) -> TokenState:

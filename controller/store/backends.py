@@ -1,12 +1,13 @@
 """Backends, their flags, their agents, and the hints that wake who waits for them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from attrs import frozen
 
-from controller.store.queries import command, query, scalar
+from controller.core.modes import Modes
+from controller.store.queries import Tx, command, query, scalar
 
 TASKS_CHANNEL = "rap_tasks"
 """Notified with a backend's slug when there is something new to claim."""
@@ -87,3 +88,13 @@ limits = query("backends", "limits", LimitsRow)
 set_limits = command("backends", "set_limits")
 demand = query("backends", "demand", DemandRow)
 notify = command("backends", "notify")
+
+
+def modes_of(rows: Iterable[FlagRow]) -> Modes:
+    """What the flags of one backend mean."""
+    return Modes.of({row.id: row.value for row in rows})
+
+
+async def modes(tx: Tx, backend: str) -> Modes:
+    """How a backend is switched now."""
+    return modes_of(await flags.all(tx, backends=[backend]))

@@ -45,6 +45,14 @@ _ACQUIRE_SECONDS = 10.0
 """How long a request waits for a free connection before it is told to come back."""
 
 
+class TakenBack(Exception):
+    """Raised in a transaction to leave it without its effect, carrying the answer out of it."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__("a transaction was taken back on purpose")
+        self.answer = answer
+
+
 class Database:
     """A pool of connections to one PostgreSQL database.
 

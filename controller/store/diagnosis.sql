@@ -38,10 +38,8 @@ WHERE backend = @backend AND state = 'running' AND NOT EXISTS (
 ORDER BY seq LIMIT 100;
 
 -- name: too_heavy
--- Pending jobs that no pass can start, because a limit was lowered. A pool of 0 is closed on purpose.
-SELECT job.id FROM job JOIN backend ON backend.slug = job.backend
-CROSS JOIN LATERAL (
-    SELECT CASE WHEN job.requires_db THEN coalesce(backend.db_workers, @db_workers::double precision)
-                ELSE coalesce(backend.workers, @workers::double precision) END AS size) AS pool
-WHERE job.backend = @backend AND job.state = 'pending' AND pool.size > 0 AND job.weight > pool.size
-ORDER BY job.seq LIMIT 100;
+-- Pending jobs that weigh more than a job of their pool may at most (`core/schedule.py`, `heaviest`).
+SELECT id FROM job
+WHERE backend = @backend AND state = 'pending'
+  AND weight > CASE WHEN requires_db THEN @db_heaviest::double precision ELSE @heaviest::double precision END
+ORDER BY seq LIMIT 100;

@@ -4,7 +4,6 @@ Everything that can be wrong with a body is a `MalformedBody`: the caller's faul
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -20,9 +19,6 @@ NOT_JSON: Final = "could not parse JSON from request body"
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 """One half of a pair: JSON can spell it, but it is no character and UTF-8 cannot hold it."""
-
-_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
-"""The same, and NUL, which a PostgreSQL text cannot hold."""
 
 
 async def read(request: web.Request, limit: int | None = None) -> bytes:
@@ -75,25 +71,6 @@ def parse_unicode(raw: bytes) -> Any:
     if any(map(_SURROGATE.search, _texts(value))):
         raise MalformedBody(f"{NOT_JSON}: text must not contain unpaired surrogates")
     return value
-
-
-def storable(value: Any) -> Any:
-    """`value` with U+FFFD for what text cannot hold and None for what is no JSON number (NaN, infinities).
-
-    For statements of agents: losing a character is better than an agent that repeats itself for ever.
-    `value` comes from `parse`, so its depth is bounded.
-    """
-    match value:
-        case str():
-            return _UNSTORABLE.sub("\ufffd", value)
-        case dict():
-            return {storable(key): storable(child) for key, child in value.items()}
-        case list():
-            return [storable(child) for child in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
 
 
 def _too_deep() -> MalformedBody:

@@ -82,30 +82,6 @@ async def test_an_agent_killed_at_any_point_is_succeeded_by_one_that_finishes_th
         assert not (tmp_path / f"high/volumes/{T1}").exists()
 
 
-async def test_a_start_that_may_have_happened_is_never_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed in the very moment of the start, with an engine that has forgotten it: another attempt is made."""
-    reached = asyncio.Event()
-
-    async def die(run: Any) -> None:
-        reached.set()
-        await asyncio.Event().wait()
-
-    async with stand(tmp_path) as stage:
-        with monkeypatch.context() as patch:
-            patch.setattr(stage.executor, "execute", die)
-            async with stage.agent():
-                await stage.controller.offer(stage.run_task())
-                async with asyncio.timeout(10):
-                    await reached.wait()
-        async with stage.agent():
-            await until_forgotten(stage, T1)
-        assert stage.executor.starts == []
-        error = stage.controller.final(T1)["results"]["error"]
-        assert error["fatal"] is False
-
-
 async def test_killed_while_outputs_are_stored_they_are_stored_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,9 @@ async def test_everything_comes_back(tmp_path: Path, full: str, empty: str) -> N
 
     put = rap(tmp_path, "restore", str(file), "--blobs", str(tmp_path / "new"), "-y", RAP_DATABASE_URL=empty)
     assert put.returncode == 0, put.stderr
-    assert "1 RAPs, 2 jobs, 2 blobs" in put.stdout
+    assert "1 RAP, 2 jobs, 2 blobs" in put.stdout
+    assert "tokens revoked since are valid again" in put.stdout
+    assert "`rap doctor`" in put.stdout.splitlines()[-1]
     assert await contents(empty) == await contents(full)
     for path in ("ab/cd/one", "two"):
         assert (tmp_path / "new" / path).read_bytes() == (blobs / path).read_bytes()

@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from rich.console import Console
 from yarl import URL
 
-from cli import main, progress
+from cli import client, main, progress
 from cli.client import Client
 from tests.cli.fake_controller import RAP, TRACE, FakeController, detail, invoke, job, serving, summary
 
@@ -239,7 +240,7 @@ async def test_submit_to_an_unknown_backend_names_those_there_are(controller: Fa
     assert result.exit_code == 2
     _one_line(result.stderr, "--backend", "'c'", "a, b")
     known = await invoke(controller, "submit", str(repo), "--backend", "a")
-    assert known.stderr == "rap: Unknown error\n"
+    _one_line(known.stderr, "backend a refuses", "Unknown error", "may read there, but not run")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -540,8 +541,8 @@ async def test_logs_that_are_not_let_out(controller: FakeController) -> None:
 
 
 async def test_logs_by_the_beginning_of_a_jobs_id(controller: FakeController) -> None:
-    controller.script["GET /api/raps"] = (200, {"raps": [summary()], "next_cursor": None})
-    controller.script[f"GET /api/raps/{RAP}"] = (200, detail(job("one"), job("other")))
+    pages = [{"jobs": [job("one")], "next_cursor": "more"}, {"jobs": [job("other")], "next_cursor": None}]
+    controller.script["GET /api/jobs"] = lambda request: (200, pages["cursor" in request.query])
     controller.script[LOG] = (200, _log("x", complete=True))
     assert (await invoke(controller, "logs", "on")).stdout == "x"
     _one_line((await invoke(controller, "logs", "o")).stderr, "more than one")
@@ -582,6 +583,19 @@ async def test_a_controller_that_is_away(arguments: list[str], unused_tcp_port: 
     assert result.exit_code == 2
     assert result.stdout == ""
     _one_line(result.stderr, "no controller answers", str(unused_tcp_port))
+
+
+async def test_a_controller_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_READ_TIMEOUT", aiohttp.ClientTimeout(total=0.2))
+    streams = []
+    server = await asyncio.start_server(lambda _, writer: streams.append(writer), "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        result = await invoke(None, "list", RAP_URL=url, RAP_TOKEN="t")
+        for stream in streams:
+            stream.close()
+    assert result.exit_code == 2
+    _one_line(result.stderr, "no answer within 0.2 s")
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ async def test_pruning_goes_on_to_the_end_and_adds_up(controller: FakeController
 async def test_a_dry_run_asks_nothing_and_says_would(controller: FakeController) -> None:
     controller.script[PRUNE] = [pruned(dry_run=True)]
     done = await invoke(controller, "prune", "b", "--older-than", "2w", "--dry-run")
-    assert (done.exit_code, "2 RAPs with 2 jobs and 2 outputs would go" in done.stdout) == (0, True)
+    assert (done.exit_code, "would be forgotten: 2 RAPs with 2 jobs and 2 outputs" in done.stdout) == (0, True)
     assert controller.requests == [(PRUNE, {"older_than_seconds": 14 * 86_400, "dry_run": True, "after": 0})]
 
 

@@ -110,6 +110,15 @@ async def test_each_job_is_killed_and_told(controller: FakeController) -> None:
     assert json.loads(document.stdout) == {"jobs": [{"changed": True, "job": now(A)}]}
 
 
+async def test_what_is_over_already_needs_no_yes(controller: FakeController) -> None:
+    there(controller, B, "succeeded")
+    over = {"changed": False, "job": now(B, "succeeded", "succeeded")}
+    controller.script[f"POST /api/jobs/{B}/kill"] = (200, over)
+    result = await invoke(controller, "kill", B)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "was over already" in result.stdout
+
+
 async def test_a_name_with_a_slip_stops_all(controller: FakeController) -> None:
     there(controller, A)
     result = await invoke(controller, "kill", A, "nosuchjobatall00", "-y")
@@ -131,7 +140,7 @@ async def test_without_a_terminal_there_is_no_question(controller: FakeControlle
 
 async def test_a_running_job_is_retried_by_its_attempt(controller: FakeController) -> None:
     there(controller, A)
-    done = {"done": "stopped", "message": "Attempt 2 is stopped.", "rap_id": None, "new_job": None}
+    done = {"outcome": "stopped", "message": "Attempt 2 is stopped.", "rap_id": None, "new_job": None}
     controller.script[f"POST /api/jobs/{A}/retry"] = (200, {**done, "job": now(A, "pending")})
     result = await invoke(controller, "retry", A, "-y")
     assert (result.exit_code, result.stdout) == (
@@ -143,7 +152,7 @@ async def test_a_running_job_is_retried_by_its_attempt(controller: FakeControlle
 
 async def test_a_failed_job_needs_no_yes_and_its_rap_is_told(controller: FakeController) -> None:
     there(controller, A, "failed")
-    done = {"done": "resubmitted", "message": "RAP asks.", "rap_id": RAP, "new_job": B, "job": now(A)}
+    done = {"outcome": "resubmitted", "message": "RAP asks.", "rap_id": RAP, "new_job": B, "job": now(A)}
     controller.script[f"POST /api/jobs/{A}/retry"] = (200, done)
     result = await invoke(controller, "retry", A)
     assert result.exit_code == 0
@@ -197,7 +206,7 @@ async def test_limits_are_changed(controller: FakeController, options: list[str]
     assert result.stdout.splitlines() == [
         "Backend b has 2 workers and 10 database workers",
         "Jobs use 4 workers: they run on, and others wait until there is room",
-        "3 pending jobs are heavier than 2 workers: they wait until the limit is raised",
+        "Too heavy for 2 workers: 3 pending jobs, waiting until the limit is raised",
     ]
     again = await invoke(controller, "limits", "b", *options)
     assert "it was so already: nothing changed" in again.stdout

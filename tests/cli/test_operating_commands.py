@@ -217,7 +217,7 @@ async def test_an_agent_is_forgotten_and_its_work_told(controller: FakeControlle
     result = await invoke(controller, "forget-agent", "b", "node-1", "-y")
     assert (result.exit_code, result.stdout) == (
         0,
-        "Agent node-1 of backend b is forgotten: 1 of its jobs moved on, 2 unconfirmed stops count as done\n",
+        "Agent node-1 of backend b is forgotten: 1 job moved on, 2 unconfirmed stops taken as done\n",
     )
     document = await invoke(controller, "forget-agent", "b", "node-1", "-y", "--json")
     assert json.loads(document.stdout) == answer

@@ -225,7 +225,7 @@ def test_egress(raw: str, egress: Egress):
         ("CONTROLLER_TASK_API_TOKEN", ""),
         ("CONTROLLER_TASK_API_TOKEN", "a\r\nb"),
         ("RAP_AGENT_ID", "a b"),
-        ("RAP_EXECUTOR", "docker"),
+        ("RAP_EXECUTOR", "kubernetes"),
         ("RAP_AGENT_SLOTS", "0"),
         ("RAP_EGRESS", "everything"),
         ("RAP_EGRESS", ","),

@@ -99,7 +99,7 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_token(controller: 
         (["create", "laptop", "-b", "b", "--verb", "agent"], "'agent' is not one of"),
         *(
             (["create", "laptop", "-b", "b", "--expires", span], "90d")
-            for span in ("0d", "90", "-1d", "1y", "9" * 9 + "w")
+            for span in ("0d", "90", "-1d", "1.5d", "101y", "9" * 9 + "w")
         ),
         (["revoke", "laptop"], "give -y"),
         (["create", "-b", "b"], "Missing argument"),

@@ -1,5 +1,6 @@
 """`rap migrate`, and the faults of `rap controller` and `rap agent` as their users see them."""
 
+import json
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def test_it_applies_what_is_missing_once(tmp_path: Path, empty: str):
     assert first.stdout.splitlines() == [f"applied {step.name}" for step in migrations()]
     second = rap(tmp_path, "migrate", RAP_DATABASE_URL=empty)
     assert second.stdout == "nothing to apply: the schema is up to date\n"
+    assert json.loads(rap(tmp_path, "migrate", "--json", RAP_DATABASE_URL=empty).stdout) == {"applied": []}
 
 
 def test_a_controller_does_not_start_on_an_empty_database(tmp_path: Path, empty: str):

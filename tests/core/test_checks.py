@@ -18,6 +18,7 @@ from controller.core.checks import (
     fault,
 )
 from controller.core.model import TaskId, TaskType
+from controller.core.modes import Modes
 from tests.factories import NOW
 
 STATUS, DATA = TaskType.DBSTATUS, TaskType.DBDATACHECK
@@ -25,13 +26,7 @@ ACTIVE = Round(active=TaskId("t"))
 
 
 def situation(**changes: object) -> Situation:
-    values: dict[str, object] = {
-        "now": NOW,
-        "enabled": frozenset(INTERVALS),
-        "manual": False,
-        "checks_disabled": False,
-        "db_maintenance": False,
-    }
+    values: dict[str, object] = {"now": NOW, "enabled": frozenset(INTERVALS), "modes": Modes()}
     return Situation(**values | changes)  # type: ignore[arg-type]  # the test names fields
 
 
@@ -63,12 +58,12 @@ def test_intervals(kind: TaskType, round_: Round, issued: bool, next_in: float |
     ("changes", "wanted"),
     [
         ({}, {STATUS, DATA}),
-        ({"manual": True}, {STATUS, DATA}),
-        ({"checks_disabled": True}, {STATUS, DATA}),
-        ({"manual": True, "checks_disabled": True}, {DATA}),
-        ({"db_maintenance": True}, {STATUS}),
-        ({"db_maintenance": True, "manual": True}, {STATUS}),
-        ({"db_maintenance": True, "manual": True, "checks_disabled": True}, set()),
+        ({"modes": Modes(manual=True)}, {STATUS, DATA}),
+        ({"modes": Modes(checks_disabled=True)}, {STATUS, DATA}),
+        ({"modes": Modes(manual=True, checks_disabled=True)}, {DATA}),
+        ({"modes": Modes(db_maintenance=True)}, {STATUS}),
+        ({"modes": Modes(db_maintenance=True, manual=True)}, {STATUS}),
+        ({"modes": Modes(db_maintenance=True, manual=True, checks_disabled=True)}, set()),
         ({"enabled": {DATA}}, {DATA}),
         ({"enabled": set()}, set()),
     ],
@@ -98,9 +93,7 @@ situations = st.builds(
     Situation,
     now=st.just(NOW),
     enabled=st.frozensets(st.sampled_from(list(INTERVALS))),
-    manual=st.booleans(),
-    checks_disabled=st.booleans(),
-    db_maintenance=st.booleans(),
+    modes=st.builds(Modes, manual=st.booleans(), checks_disabled=st.booleans(), db_maintenance=st.booleans()),
     rounds=st.dictionaries(st.sampled_from(list(INTERVALS)), rounds),
 )
 
@@ -121,7 +114,8 @@ def carried_out(before: Situation, decision: Decision) -> Situation:
 
 
 def wanted(one: Situation, kind: TaskType) -> bool:
-    suppressed = one.db_maintenance if kind is DATA else one.manual and one.checks_disabled
+    modes = one.modes
+    suppressed = modes.db_maintenance if kind is DATA else modes.manual and modes.checks_disabled
     return kind in one.enabled and not suppressed
 
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from controller.core.codes import MESSAGE, JobState, StatusCode
 from controller.core.model import JobId
+from controller.core.modes import Modes
 from controller.core.schedule import (
     ActiveJob,
     Decision,
     FailDependency,
     Limits,
-    Modes,
     SendBack,
     Snapshot,
     Start,

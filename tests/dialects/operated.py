@@ -8,27 +8,27 @@ from controller.core.diagnosis import Finding, Severity
 from controller.core.errors import Conflict, Forbidden, NotFound
 from controller.core.model import Job, JobId, RapId, Verb
 from controller.core.tokens import NewToken, TokenKind
-from controller.engine import results
+from controller.engine import abandoning, capacity, diagnosing, killing, listing, operating, pruning, retrying, tokens
 from controller.engine.operating import FLAGS
 from tests.factories import progress, spec
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def flags(**given: str | None) -> list[results.FlagView]:
+def flags(**given: str | None) -> list[operating.FlagView]:
     """All of a backend's flags, `-` written as `_`; those that are not named were never set."""
 
-    def view(name: str) -> results.FlagView:
+    def view(name: str) -> operating.FlagView:
         key = name.replace("-", "_")
-        return results.FlagView(
+        return operating.FlagView(
             backend="test", id=str(name), value=given.get(key), changed_at=T0 if key in given else None
         )
 
     return [view(name) for name in FLAGS]
 
 
-def _set(changed: tuple[str, ...], **given: str | None) -> results.FlagsSet:
-    return results.FlagsSet(backend="test", changed=changed, flags=tuple(flags(**given)))
+def _set(changed: tuple[str, ...], **given: str | None) -> operating.FlagsSet:
+    return operating.FlagsSet(backend="test", changed=changed, flags=tuple(flags(**given)))
 
 
 def _pause(_: object, backend: str) -> Any:
@@ -39,11 +39,11 @@ def _pause(_: object, backend: str) -> Any:
     return _set(("paused",), paused="true")
 
 
-def token(**changes: Any) -> results.TokenView:
+def token(**changes: Any) -> tokens.TokenView:
     values: dict[str, Any] = {
         "name": "laptop",
         "kind": TokenKind.CLIENT,
-        "state": results.TokenState.VALID,
+        "state": tokens.TokenState.VALID,
         "grants": {"test": frozenset({Verb.RUN, Verb.READ})},
         "elsewhere": False,
         "created_at": T0,
@@ -52,17 +52,17 @@ def token(**changes: Any) -> results.TokenView:
         "revoked_at": None,
         "revoked_by": None,
     }
-    return results.TokenView(**values | changes)
+    return tokens.TokenView(**values | changes)
 
 
-REVOKED = {"state": results.TokenState.REVOKED, "revoked_at": T0, "revoked_by": "portal"}
+REVOKED = {"state": tokens.TokenState.REVOKED, "revoked_at": T0, "revoked_by": "portal"}
 
 
 def _create_token(_: object, new: NewToken) -> Any:
     if new.name == "taken":
         message = "The name 'taken' is taken, be it by a token that was revoked: choose another one."
         return Conflict(message, name=new.name)
-    return results.TokenChange(changed=True, token=token())
+    return tokens.TokenChange(changed=True, token=token())
 
 
 ANSWERS: dict[str, Any] = {
@@ -78,7 +78,7 @@ ANSWERS: dict[str, Any] = {
         ),
     ],
     "create_token": _create_token,
-    "revoke_token": results.TokenChange(changed=True, token=token(**REVOKED)),
+    "revoke_token": tokens.TokenChange(changed=True, token=token(**REVOKED)),
     "pause": _pause,
     "unpause": _set((), paused=None),
     "set_flags": _set((), paused=None),
@@ -89,32 +89,26 @@ ANSWERS: dict[str, Any] = {
         db_maintenance_checks_disabled="true",
     ),
     "end_maintenance": _set(("mode", "manual-db-maintenance"), mode=None, manual_db_maintenance=None),
-    "prepare_for_reboot": results.RebootPrepared(
+    "prepare_for_reboot": operating.RebootPrepared(
         changed=("paused",),
         jobs=(JobId("mzxw6ytboi2dgnbu"),),
-        status=results.RebootStatus(
+        status=operating.RebootStatus(
             backend="test", paused=True, running=0, cancelling=1, unconfirmed=("backend-node-1",)
         ),
     ),
-    "forget_agent": results.Forgotten(
+    "forget_agent": abandoning.Forgotten(
         backend="test", agent="backend-node-1", jobs=(JobId("mzxw6ytboi2dgnbu"),), stops=1
     ),
 }
 ANSWERS |= {
-    "prune": results.Pruned(
+    "prune": pruning.Pruned(
         backend="test",
         cutoff=T0,
         dry_run=False,
-        raps=120,
-        jobs=1440,
-        kept=3,
-        outputs=4100,
-        events=8800,
-        logs=950,
-        tasks=1490,
+        counts=pruning.Counts(raps=120, jobs=1440, kept=3, outputs=4100, events=8800, logs=950, tasks=1490),
         next_after=4711,
     ),
-    "diagnose": results.Diagnosis(
+    "diagnose": diagnosing.Diagnosis(
         at=T0,
         findings=(
             Finding(
@@ -132,9 +126,9 @@ ANSWERS |= {
 }
 
 
-POOL = results.PoolView(configured=10.0, override=2.0, limit=2.0, in_use=4.0, running=3, pending=200, too_heavy=1)
-EMPTY = results.PoolView(configured=10.0, override=None, limit=10.0, in_use=0.0, running=0, pending=0, too_heavy=0)
-CAPACITY = results.CapacityView(backend="test", workers=POOL, db_workers=EMPTY)
+POOL = capacity.PoolView(configured=10.0, override=2.0, limit=2.0, in_use=4.0, running=3, pending=200, too_heavy=1)
+EMPTY = capacity.PoolView(configured=10.0, override=None, limit=10.0, in_use=0.0, running=0, pending=0, too_heavy=0)
+CAPACITY = capacity.CapacityView(backend="test", workers=POOL, db_workers=EMPTY)
 KILLED = Job(
     spec=spec(
         id=JobId("mzxw6ytboi2dgnbu"), rap_id=RapId("abcdefgh23456777"), workspace="study-main", action="describe"
@@ -142,9 +136,9 @@ KILLED = Job(
     progress=progress(StatusCode.KILLED_BY_ADMIN),
 )
 ANSWERS |= {
-    "list_jobs": results.JobPage(
+    "list_jobs": listing.JobPage(
         jobs=(
-            results.JobSummary(
+            listing.JobSummary(
                 id=KILLED.id,
                 rap_id=RapId("abcdefgh23456777"),
                 backend="test",
@@ -169,14 +163,14 @@ ANSWERS |= {
         ),
         next_cursor="NDI",
     ),
-    "kill": results.JobKilled(job=KILLED, changed=True),
-    "retry": results.JobRetried(
+    "kill": killing.JobKilled(job=KILLED, changed=True),
+    "retry": retrying.JobRetried(
         job=KILLED,
-        done=results.Retry.RESUBMITTED,
+        outcome=retrying.RetryOutcome.RESUBMITTED,
         message="The job is finished and stays so; RAP abcdefgh23456722 asks for its action again.",
         rap_id=RapId("abcdefgh23456722"),
         new_job=JobId("mzxw6ytboi2dgnbx"),
     ),
     "limits": [CAPACITY],
-    "set_limits": results.CapacitySet(changed=("workers",), capacity=CAPACITY),
+    "set_limits": capacity.CapacitySet(changed=("workers",), capacity=CAPACITY),
 }

@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 from controller.core.codes import JobState, StatusCode
 from controller.core.errors import NotFound, Rejected, Unavailable
 from controller.core.model import Job, JobId, JobSpec, Progress, RapId, TaskType
-from controller.dialects.native import mapping, routes
-from controller.engine import results
+from controller.dialects.native import jobs, raps, routes, times
+from controller.engine import operating, results
 from tests.dialects import operated
 from tests.dialects.serving import AGENT, CLIENT, PRINCIPAL, serve
 from tests.fakes.engine import ScriptedEngine
@@ -145,7 +145,7 @@ ANSWERS: dict[str, Any] = {
 }
 ANSWERS |= {
     "flags": tuple(operated.flags(paused="true")),
-    "reboot_status": results.RebootStatus(backend="test", paused=True, running=0, cancelling=0),
+    "reboot_status": operating.RebootStatus(backend="test", paused=True, running=0, cancelling=0),
 }
 PATHS = [
     *("raps", f"raps/{RAP}", f"jobs/{JOB}", f"jobs/{JOB}/log", "agents", "backends"),
@@ -306,14 +306,14 @@ def test_times_are_utc_with_six_digits(at: datetime) -> None:
         at.astimezone(UTC)
     except OverflowError:
         return
-    text = mapping.timestamp(at)
+    text = times.timestamp(at)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
     assert datetime.fromisoformat(text) == at
 
 
 @given(st.dictionaries(st.sampled_from(JobState), st.integers(0, 3)))
 def test_the_state_of_a_rap_as_a_whole(counts: dict[JobState, int]) -> None:
-    state = mapping.overall(counts)
+    state = raps.overall(counts)
     active = counts.get(JobState.PENDING, 0) + counts.get(JobState.RUNNING, 0)
     finished = counts.get(JobState.SUCCEEDED, 0) + counts.get(JobState.FAILED, 0)
     assert state.is_terminal == (finished > 0 and active == 0)
@@ -326,5 +326,5 @@ def test_the_state_of_a_rap_as_a_whole(counts: dict[JobState, int]) -> None:
 
 @pytest.mark.parametrize("sent", ["", "x", "00-xyz-00f067aa0ba902b7-01", PARENT + "-more"])
 def test_what_is_no_traceparent_has_no_trace_id(sent: str) -> None:
-    assert mapping.trace_id(sent) is None
-    assert mapping.rap(attrs.evolve(SUMMARY, traceparent=sent)).trace_id is None
+    assert jobs.trace_id(sent) is None
+    assert raps.rap(attrs.evolve(SUMMARY, traceparent=sent)).trace_id is None

@@ -94,13 +94,6 @@ class TestBody:
             with pytest.raises(MalformedBody, match="deeper than 64"):
                 body.parse(raw)
 
-    @given(JSON)
-    def test_what_is_made_storable_can_be_stored(self, value: Any) -> None:
-        mended = body.storable(value)
-        text = json.dumps(mended, ensure_ascii=False, allow_nan=False)
-        assert body.storable(mended) == mended
-        assert text.encode()
-
     def test_nan_and_duplicate_keys_are_no_fault_of_the_syntax(self) -> None:
         assert body.parse(b'{"a": NaN, "b": 1, "b": 2}')["b"] == 2
 

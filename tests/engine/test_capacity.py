@@ -9,8 +9,8 @@ import structlog
 
 from controller.core.errors import Forbidden, NotFound, Rejected
 from controller.core.model import Verb
+from controller.engine.capacity import PoolView
 from controller.engine.facade import Engine
-from controller.engine.results import PoolView
 from tests.engine.conftest import Harness, Study, limited, listening, make_context
 from tests.factories import principal
 
@@ -52,7 +52,8 @@ async def test_a_pool_of_none_is_closed_and_the_other_stays_open(harness: Harnes
     created = await harness.create(study.request("extract", "query"))
     await harness.settle()
     assert await harness.codes(created.rap_id) == {"extract": "initiated", "query": "waiting_on_db_workers"}
-    assert (await pool(harness, "db_workers")).too_heavy == 1
+    closed = await pool(harness, "db_workers")
+    assert (closed.pending, closed.too_heavy) == (1, 0)
 
 
 async def test_it_holds_for_every_controller_and_wakes_their_schedulers(

@@ -7,7 +7,7 @@ import pytest
 from controller.core.errors import Rejected
 from controller.core.model import Principal
 from controller.engine import listing
-from controller.engine.results import JobSummary
+from controller.engine.listing import JobSummary
 from tests.engine.conftest import Harness, Study
 from tests.factories import principal
 

@@ -14,7 +14,7 @@ from controller.core.codes import MESSAGE, StatusCode
 from controller.core.errors import Forbidden, NotFound, Rejected
 from controller.core.model import Verb
 from controller.engine import operating
-from controller.engine.results import FlagView, RebootStatus
+from controller.engine.operating import FlagView, RebootStatus
 from controller.store import backends
 from tests.engine.conftest import Harness, Study
 from tests.factories import operator, principal

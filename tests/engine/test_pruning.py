@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from controller.core.codes import JobState
 from controller.core.errors import Forbidden, NotFound, Rejected
 from controller.core.model import RapId, Verb
-from controller.engine.results import Created, Pruned
+from controller.engine.pruning import Pruned
+from controller.engine.results import Created
 from controller.store import jobs
 from controller.store.db import Database
 from tests.engine.conftest import Harness, Study
@@ -47,14 +48,14 @@ async def test_a_superseded_rap_goes_with_everything_and_the_newest_only_loses_i
     await ran(harness, study, "extract")
     harness.clock.advance(31 * DAY)
     done = await prune(harness)
-    assert (done.raps, done.jobs, done.kept, done.next_after) == (1, 1, 1, None)
-    assert done.tasks == 2
+    assert (done.counts.raps, done.counts.jobs, done.counts.kept, done.next_after) == (1, 1, 1, None)
+    assert done.counts.tasks == 2
     left = await counts(database)
     assert (left["rap"], left["job"], left["job_event"], left["task"]) == (1, 1, 0, 0)
     report = await harness.engine.status(MANAGER, [RapId(old)])
     assert report.unrecognised == (old,)
     again = await prune(harness)
-    assert (again.raps, again.events, again.tasks, again.kept) == (0, 0, 0, 1)
+    assert (again.counts.raps, again.counts.events, again.counts.tasks, again.counts.kept) == (0, 0, 0, 1)
 
 
 async def test_a_dry_run_counts_the_same_and_changes_nothing(
@@ -67,12 +68,12 @@ async def test_a_dry_run_counts_the_same_and_changes_nothing(
     counted = await prune(harness, dry_run=True)
     assert await counts(database) == before
     done = await prune(harness)
-    assert (done.raps, done.dry_run, counted.dry_run) == (2, False, True)
+    assert (done.counts.raps, done.dry_run, counted.dry_run) == (2, False, True)
     assert counted == evolve(done, dry_run=True)
     after = await counts(database)
-    assert before["job"] - after["job"] == done.jobs
-    assert before["job_event"] - after["job_event"] == done.events
-    assert before["output"] - after["output"] == done.outputs
+    assert before["job"] - after["job"] == done.counts.jobs
+    assert before["job_event"] - after["job_event"] == done.counts.events
+    assert before["output"] - after["output"] == done.counts.outputs
 
 
 async def test_young_and_live_raps_stay_as_they_are(harness: Harness, study: Study, database: Database) -> None:
@@ -98,10 +99,10 @@ async def test_a_need_of_a_waiting_job_stays(harness: Harness, study: Study, dat
         )
     harness.clock.advance(31 * DAY)
     done = await prune(harness)
-    assert (done.raps, done.kept) == (0, 2)
+    assert (done.counts.raps, done.counts.kept) == (0, 2)
     async with database.connection() as tx:
         await tx.execute("DELETE FROM job_need WHERE job_id IN (SELECT id FROM job WHERE rap_id = $1)", waiting.rap_id)
-    assert (await prune(harness)).raps == 1
+    assert (await prune(harness)).counts.raps == 1
 
 
 async def test_an_unconfirmed_stop_stays_with_its_rap(harness: Harness, study: Study, database: Database) -> None:
@@ -112,7 +113,7 @@ async def test_an_unconfirmed_stop_stays_with_its_rap(harness: Harness, study: S
     await harness.engine.cancel(MANAGER, created.rap_id, ["extract"])
     harness.clock.advance(31 * DAY)
     done = await prune(harness)
-    assert (done.raps, done.kept) == (0, 2)
+    assert (done.counts.raps, done.counts.kept) == (0, 2)
     async with database.connection() as tx:
         assert await tx.fetch("SELECT type, active FROM task") == [("canceljob", True)]
 
@@ -122,7 +123,7 @@ async def test_a_cancelled_job_is_nobodys_memory(harness: Harness, study: Study)
     await harness.engine.cancel(MANAGER, RapId(cancelled), ["extract"])
     harness.clock.advance(31 * DAY)
     done = await prune(harness)
-    assert (done.raps, done.kept) == (1, 0)
+    assert (done.counts.raps, done.counts.kept) == (1, 0)
 
 
 async def test_what_was_given_to_a_running_job_stays(harness: Harness, study: Study, database: Database) -> None:
@@ -135,7 +136,7 @@ async def test_what_was_given_to_a_running_job_stays(harness: Harness, study: St
         definition = {"input_job_ids": [given]}
         await tx.execute("UPDATE task SET definition = $1 WHERE active", definition)
     harness.clock.advance(31 * DAY)
-    assert (await prune(harness)).raps == 0
+    assert (await prune(harness)).counts.raps == 0
 
 
 async def test_a_pruned_id_is_a_new_one(harness: Harness, study: Study) -> None:
@@ -157,7 +158,7 @@ async def test_long_work_is_cut_into_calls(harness: Harness, study: Study, monke
     after, raps = 0, []
     while True:
         done = await harness.engine.prune(MANAGER, "test", older_than=MONTH, after=after, dry_run=False)
-        raps.append(done.raps)
+        raps.append(done.counts.raps)
         if done.next_after is None:
             break
         after = done.next_after
@@ -170,7 +171,7 @@ async def test_the_loop_prunes_to_the_end(harness: Harness, study: Study, monkey
         await ran(harness, study, "extract")
     harness.clock.advance(31 * DAY)
     done = await harness.engine.prune_by_setting("test", MONTH)
-    assert (done.raps, done.kept, done.next_after) == (3, 1, None)
+    assert (done.counts.raps, done.counts.kept, done.next_after) == (3, 1, None)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ async def test_planning_and_live_raps_are_the_same_before_and_after(harness: Har
     before = await observed(harness, live)
     await prune(harness)
     assert await observed(harness, live) == before
-    assert (await prune(harness)).raps == 0
+    assert (await prune(harness)).counts.raps == 0
 
 
 async def test_the_example_of_a_cancel_that_brings_an_old_result_back(harness: Harness, study: Study) -> None:

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from controller.core.model import RapId, Verb
-from controller.engine.results import Pruned
+from controller.engine.pruning import Pruned
 from controller.store import jobs, pruning, tasks
 from controller.store.db import Database
 from controller.store.queries import Query, Tx
@@ -63,7 +63,7 @@ async def test_a_rap_that_is_cancelled_late_is_not_removed_as_an_old_one(
     harness: Harness, superseded: RapId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after(monkeypatch, pruning.page, lambda: harness.engine.cancel(MANAGER, superseded, ["extract"]))
-    assert (await prune(harness)).raps == 0
+    assert (await prune(harness)).counts.raps == 0
     assert (await harness.jobs(superseded))["extract"].progress.cancelled
 
 
@@ -80,7 +80,7 @@ async def test_a_chunk_of_a_log_that_comes_meanwhile_goes_as_well(
                 while not await onlooker.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"):
                     assert not pruned.done()
             await jobs.append_log.run(tx, job_id=task.job_id, attempt=1, start=0, text="late")
-        assert (await pruned).raps == 1
+        assert (await pruned).counts.raps == 1
         assert await onlooker.fetchval("SELECT count(*) FROM job_log") == 0
     finally:
         await onlooker.close()

@@ -17,7 +17,7 @@ from controller.core.model import Principal, Verb
 from controller.core.tokens import NewToken, TokenKind, kind_of
 from controller.engine.facade import Engine
 from controller.engine.known_tokens import FRESH_SECONDS, MOST_UNKNOWN, KnownTokens
-from controller.engine.results import TokenState
+from controller.engine.tokens import TokenState
 from controller.store.db import Database
 from controller.store.tokens import TokenRow
 from tests.engine.conftest import Harness

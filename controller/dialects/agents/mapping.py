@@ -20,6 +20,7 @@ from common.protocol import (
     Report,
     ReportsRequest,
 )
+from controller.core.storable import storable
 from controller.web import body
 from controller.web.errors import MalformedBody
 
@@ -120,7 +121,7 @@ def release(raw: bytes) -> ReleaseRequest:
 def _decode(
     raw: bytes, cls: type[T], check: Callable[[T], Faults], mend: Callable[[Any], Any] = lambda data: data
 ) -> T:
-    data = mend(body.storable(body.parse(raw)))
+    data = mend(storable(body.parse(raw), keep_integers=True))
     try:
         value = convert.structure(data, cls)
     except convert.Malformed as error:

@@ -6,13 +6,12 @@ from typing import Final
 from aiohttp import web
 from attrs import frozen
 
-from controller.dialects.native import mapping, wire
-from controller.engine import results
+from controller.dialects.native import query
+from controller.engine import capacity
 from controller.web import auth, body, json_api
-from controller.web.contract import Contract
 from controller.web.keys import ENGINE
 
-BODY: Final = Contract.load("native").shape("newLimits")
+BODY: Final = query.CONTRACT.shape("newLimits")
 
 
 @frozen(kw_only=True)
@@ -61,15 +60,14 @@ def add_to(app: web.Application) -> None:
 async def list_limits(request: web.Request) -> web.Response:
     """Limits and use of the backends that the caller manages, or of one of them."""
     principal = await auth.client(request)
-    wanted = mapping.flags_query(request.query)
+    wanted = query.only_backend(request.query)
     return json_api.send(limits(await request.config_dict[ENGINE].limits(principal, wanted)))
 
 
 async def set_limits(request: web.Request) -> web.Response:
     """Change the limits of a backend."""
-    principal = await auth.client(request)
-    mapping.no_query(request.query)
-    changes = new_limits(await body.read(request, wire.MAX_BODY))
+    principal = await query.caller(request)
+    changes = new_limits(await body.read(request, query.MAX_BODY))
     done = await request.config_dict[ENGINE].set_limits(principal, request.match_info["backend"], changes)
     return json_api.send(LimitsSet(changed=done.changed, capacity=_capacity(done.capacity)))
 
@@ -86,16 +84,16 @@ def new_limits(raw: bytes) -> dict[str, float | None]:
     return {name: None if value is None else float(value) for name, value in found.items()}
 
 
-def limits(values: Sequence[results.CapacityView]) -> Limits:
+def limits(values: Sequence[capacity.CapacityView]) -> Limits:
     """The limits of several backends."""
     return Limits(limits=tuple(_capacity(each) for each in values))
 
 
-def _capacity(value: results.CapacityView) -> Capacity:
+def _capacity(value: capacity.CapacityView) -> Capacity:
     return Capacity(backend=value.backend, workers=_pool(value.workers), db_workers=_pool(value.db_workers))
 
 
-def _pool(value: results.PoolView) -> Pool:
+def _pool(value: capacity.PoolView) -> Pool:
     return Pool(
         configured=value.configured,
         override=value.override,

@@ -3,9 +3,9 @@
 from aiohttp import web
 from attrs import frozen
 
-from controller.dialects.native import mapping
-from controller.engine import results
-from controller.web import auth, json_api
+from controller.dialects.native import query, times
+from controller.engine import diagnosing
+from controller.web import json_api
 from controller.web.keys import ENGINE
 
 
@@ -35,15 +35,14 @@ def add_to(app: web.Application) -> None:
 
 async def show(request: web.Request) -> web.Response:
     """Every check."""
-    principal = await auth.client(request)
-    mapping.no_query(request.query)
+    principal = await query.caller(request)
     return json_api.send(diagnosis(await request.config_dict[ENGINE].diagnose(principal)))
 
 
-def diagnosis(value: results.Diagnosis) -> Diagnosis:
+def diagnosis(value: diagnosing.Diagnosis) -> Diagnosis:
     """The engine's findings in this API's words."""
     return Diagnosis(
-        at=mapping.timestamp(value.at),
+        at=times.timestamp(value.at),
         findings=tuple(
             Finding(
                 name=each.name,

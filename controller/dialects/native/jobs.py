@@ -1,28 +1,24 @@
-"""`GET jobs`, `POST jobs/{job}/kill`, `POST jobs/{job}/retry`: jobs over all RAPs, and what operators do to one."""
+"""`GET jobs`, `GET jobs/{job}`: jobs over all RAPs, and each with its outputs and history."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any
 
 from aiohttp import web
 from attrs import frozen
 
-from controller.core.model import Job as CoreJob
-from controller.core.model import JobId, Principal
-from controller.dialects.native import mapping, wire
-from controller.engine import results
+from common import tracing
+from controller.dialects.native import query, times
+from controller.engine import listing, results
 from controller.engine.listing import STATES
-from controller.web import auth, body, json_api
-from controller.web.contract import Contract
+from controller.web import auth, json_api
 from controller.web.keys import ENGINE
-
-BODY: Final = Contract.load("native").shape("retry")
 
 
 @frozen(kw_only=True)
 class JobQuery:
     """The query of `GET jobs`."""
 
-    limit: int = wire.DEFAULT_PAGE
+    limit: int = query.DEFAULT_PAGE
     cursor: str | None = None
     backend: str | None = None
     workspace: str | None = None
@@ -65,91 +61,99 @@ class JobPage:
 
 
 @frozen(kw_only=True)
-class JobNow:
-    """A job as a command has left it."""
+class Output:
+    """One output file, as far as the backend lets it be named."""
+
+    path: str
+    level: str
+    size: int
+    sha256: str
+    excluded: bool
+    message: str
+
+
+@frozen(kw_only=True)
+class Change:
+    """One entry of a job's history."""
+
+    at: str
+    attempt: int
+    state: str
+    code: str
+    message: str
+
+
+@frozen(kw_only=True)
+class Job:
+    """One action of a RAP."""
 
     id: str
     rap_id: str
-    backend: str
-    workspace: str
     action: str
+    kind: str
     state: str
     code: str
     message: str
     attempt: int
-
-
-@frozen(kw_only=True)
-class JobKilled:
-    """Answer to `POST jobs/{job}/kill`: `changed` is false if the job was over already."""
-
-    changed: bool
-    job: JobNow
-
-
-@frozen(kw_only=True)
-class JobRetried:
-    """Answer to `POST jobs/{job}/retry`."""
-
-    done: str
-    """`stopped`, `hastened`, `resubmitted` or `nothing`."""
-    message: str
-    rap_id: str | None
-    new_job: str | None
-    job: JobNow
+    cancelled: bool
+    created_at: str
+    started_at: str | None
+    completed_at: str | None
+    updated_at: str
+    code_changed_at: str
+    backend: str
+    workspace: str
+    run_command: str
+    requires_db: bool
+    needs: tuple[str, ...]
+    repo_url: str
+    branch: str
+    commit: str
+    agent: str | None
+    exit_code: str | None
+    metrics: Mapping[str, Any]
+    outputs: tuple[Output, ...]
+    history: tuple[Change, ...]
+    trace_id: str | None
+    traceparent: str
 
 
 def add_to(app: web.Application) -> None:
     """Serve it."""
     app.router.add_get("/jobs", list_jobs)
-    app.router.add_post("/jobs/{job}/kill", kill)
-    app.router.add_post("/jobs/{job}/retry", retry)
+    app.router.add_get("/jobs/{job}", show_job)
 
 
 async def list_jobs(request: web.Request) -> web.Response:
     """One page of jobs: those that are not finished oldest first, others newest first."""
     principal = await auth.client(request)
-    query = job_query(request.query)
+    wanted = job_query(request.query)
     page = await request.config_dict[ENGINE].list_jobs(
         principal,
-        backend=query.backend,
-        workspace=query.workspace,
-        state=query.state,
-        code=query.code,
-        limit=query.limit,
-        cursor=query.cursor,
+        backend=wanted.backend,
+        workspace=wanted.workspace,
+        state=wanted.state,
+        code=wanted.code,
+        limit=wanted.limit,
+        cursor=wanted.cursor,
     )
     return json_api.send(job_page(page))
 
 
-async def kill(request: web.Request) -> web.Response:
-    """End a job."""
-    principal, job = await _operator(request)
-    return json_api.send(job_killed(await request.config_dict[ENGINE].kill(principal, job)))
+async def show_job(request: web.Request) -> web.Response:
+    """A job with its outputs and history."""
+    principal = await query.caller(request)
+    return json_api.send(job(await request.config_dict[ENGINE].job_detail(principal, query.job_id(request))))
 
 
-async def retry(request: web.Request) -> web.Response:
-    """Have a job tried again."""
-    principal, job = await _operator(request)
-    attempt = known_attempt(await body.read(request, wire.MAX_BODY))
-    return json_api.send(job_retried(await request.config_dict[ENGINE].retry(principal, job, attempt=attempt)))
-
-
-async def _operator(request: web.Request) -> tuple[Principal, JobId]:
-    """The caller and the job in the path; whether the one may manage the other is the engine's to say."""
-    principal = await auth.client(request)
-    mapping.no_query(request.query)
-    return principal, JobId(mapping.identifier("job", request.match_info["job"]))
-
-
-def job_query(query: Mapping[str, str]) -> JobQuery:
+def job_query(given: Mapping[str, str]) -> JobQuery:
     """The query of `GET jobs`.
 
     :raises Rejected: with every fault, by the parameter's name.
     """
-    parameters = mapping.Parameters(query)
+    parameters = query.Parameters(given)
     found = JobQuery(
-        limit=parameters.number("limit", least=1, most=wire.MAX_PAGE) or wire.DEFAULT_PAGE,
+        limit=parameters.number("limit", least=1, most=query.MAX_PAGE) or query.DEFAULT_PAGE,
         cursor=parameters.text("cursor"),
         backend=parameters.text("backend"),
         workspace=parameters.text("workspace"),
@@ -160,41 +164,53 @@ def job_query(query: Mapping[str, str]) -> JobQuery:
     return found
 
 
-def known_attempt(raw: bytes) -> int | None:
-    """The newest attempt that the caller of `retry` knows of; None for an empty body, and if it does not say.
-
-    :raises MalformedBody: it is not what the contract says.
-    """
-    if not raw:
-        return None
-    found = body.parse_unicode(raw)
-    BODY.check(found)
-    attempt: int | None = found.get("attempt")
-    return attempt
-
-
-def job_page(value: results.JobPage) -> JobPage:
+def job_page(value: listing.JobPage) -> JobPage:
     """A page of jobs."""
     return JobPage(jobs=tuple(_summary(each) for each in value.jobs), next_cursor=value.next_cursor)
 
 
-def job_killed(value: results.JobKilled) -> JobKilled:
-    """What killing did."""
-    return JobKilled(changed=value.changed, job=_now(value.job))
-
-
-def job_retried(value: results.JobRetried) -> JobRetried:
-    """What retrying did."""
-    return JobRetried(
-        done=value.done.value,
-        message=value.message,
-        rap_id=value.rap_id,
-        new_job=value.new_job,
-        job=_now(value.job),
+def job(detail: results.JobDetail) -> Job:
+    """A job with its outputs and history."""
+    spec, progress = detail.job.spec, detail.job.progress
+    return Job(
+        id=spec.id,
+        rap_id=spec.rap_id,
+        action=spec.action,
+        kind=spec.kind.value,
+        state=progress.state.value,
+        code=progress.code.value,
+        message=progress.message,
+        attempt=progress.attempt,
+        cancelled=progress.cancelled,
+        created_at=times.timestamp(spec.created_at),
+        started_at=times.maybe(progress.started_at),
+        completed_at=times.maybe(progress.completed_at),
+        updated_at=times.timestamp(progress.updated_at),
+        code_changed_at=times.timestamp(progress.code_changed_at),
+        backend=spec.backend,
+        workspace=spec.workspace,
+        run_command=spec.run_command,
+        requires_db=spec.requires_db,
+        needs=tuple(spec.needs),
+        repo_url=spec.repo_url,
+        branch=spec.branch,
+        commit=spec.commit,
+        agent=detail.agent,
+        exit_code=detail.exit_code,
+        metrics=dict(detail.job.metrics),
+        outputs=tuple(_output(each) for each in detail.outputs),
+        history=tuple(_change(each) for each in detail.history),
+        trace_id=trace_id(spec.traceparent),
+        traceparent=spec.traceparent,
     )
 
 
-def _summary(value: results.JobSummary) -> JobSummary:
+def trace_id(traceparent: str) -> str | None:
+    """The trace's id out of a W3C `traceparent`; None if it is not one."""
+    return tracing.trace_id(traceparent) or None
+
+
+def _summary(value: listing.JobSummary) -> JobSummary:
     return JobSummary(
         id=value.id,
         rap_id=value.rap_id,
@@ -210,24 +226,31 @@ def _summary(value: results.JobSummary) -> JobSummary:
         attempt=value.attempt,
         cancelled=value.cancelled,
         faults=value.faults,
-        not_before=mapping.maybe(value.not_before),
+        not_before=times.maybe(value.not_before),
         agent=value.agent,
-        created_at=mapping.timestamp(value.created_at),
-        started_at=mapping.maybe(value.started_at),
-        completed_at=mapping.maybe(value.completed_at),
-        code_changed_at=mapping.timestamp(value.code_changed_at),
+        created_at=times.timestamp(value.created_at),
+        started_at=times.maybe(value.started_at),
+        completed_at=times.maybe(value.completed_at),
+        code_changed_at=times.timestamp(value.code_changed_at),
     )
 
 
-def _now(job: CoreJob) -> JobNow:
-    return JobNow(
-        id=job.id,
-        rap_id=job.spec.rap_id,
-        backend=job.spec.backend,
-        workspace=job.spec.workspace,
-        action=job.spec.action,
-        state=job.progress.state.value,
-        code=job.progress.code.value,
-        message=job.progress.message,
-        attempt=job.progress.attempt,
+def _output(value: results.OutputView) -> Output:
+    return Output(
+        path=value.path,
+        level=value.level,
+        size=value.size,
+        sha256=value.sha256,
+        excluded=value.excluded,
+        message=value.message,
+    )
+
+
+def _change(value: results.HistoryEntry) -> Change:
+    return Change(
+        at=times.timestamp(value.at),
+        attempt=value.attempt,
+        state=value.state.value,
+        code=value.code.value,
+        message=value.message,
     )

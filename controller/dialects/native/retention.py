@@ -6,12 +6,12 @@ from typing import Final
 from aiohttp import web
 from attrs import frozen
 
-from controller.dialects.native import mapping, wire
-from controller.engine import results
-from controller.web import auth, body, json_api
+from controller.dialects.native import query, times
+from controller.engine import pruning
+from controller.web import body, json_api
 from controller.web.keys import ENGINE
 
-BODY: Final = wire.CONTRACT.shape("prune")
+BODY: Final = query.CONTRACT.shape("prune")
 
 
 @frozen(kw_only=True)
@@ -48,9 +48,8 @@ def add_to(app: web.Application) -> None:
 
 async def prune(request: web.Request) -> web.Response:
     """Forget a part of what finished long ago."""
-    principal = await auth.client(request)
-    mapping.no_query(request.query)
-    asked = wanted(await body.read(request, wire.MAX_BODY))
+    principal = await query.caller(request)
+    asked = wanted(await body.read(request, query.MAX_BODY))
     done = await request.config_dict[ENGINE].prune(
         principal,
         request.match_info["backend"],
@@ -71,18 +70,18 @@ def wanted(raw: bytes) -> Prune:
     return Prune(**found)
 
 
-def pruned(value: results.Pruned) -> Pruned:
+def pruned(value: pruning.Pruned) -> Pruned:
     """What was done, in this API's words."""
     return Pruned(
         backend=value.backend,
-        cutoff=mapping.timestamp(value.cutoff),
+        cutoff=times.timestamp(value.cutoff),
         dry_run=value.dry_run,
-        raps=value.raps,
-        jobs=value.jobs,
-        kept=value.kept,
-        outputs=value.outputs,
-        events=value.events,
-        logs=value.logs,
-        tasks=value.tasks,
+        raps=value.counts.raps,
+        jobs=value.counts.jobs,
+        kept=value.counts.kept,
+        outputs=value.counts.outputs,
+        events=value.counts.events,
+        logs=value.counts.logs,
+        tasks=value.counts.tasks,
         next_after=value.next_after,
     )

@@ -6,7 +6,7 @@ sends its digest. So none can get into a log on its way, and asking again after 
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from aiohttp import web
@@ -15,13 +15,12 @@ from attrs import field, frozen
 from controller.core.errors import NotFound
 from controller.core.model import Verb
 from controller.core.tokens import NewToken
-from controller.dialects.native import mapping, wire
-from controller.engine import results
-from controller.web import auth, body, json_api
-from controller.web.contract import Contract
+from controller.dialects.native import query, times
+from controller.engine import tokens
+from controller.web import body, json_api
 from controller.web.keys import ENGINE
 
-BODY: Final = Contract.load("native").shape("newToken")
+BODY: Final = query.CONTRACT.shape("newToken")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
@@ -81,24 +80,21 @@ def add_to(app: web.Application) -> None:
 
 async def show(request: web.Request) -> web.Response:
     """The tokens of the backends that the caller manages."""
-    principal = await auth.client(request)
-    mapping.no_query(request.query)
+    principal = await query.caller(request)
     found = await request.config_dict[ENGINE].tokens(principal)
     return json_api.send(Tokens(tokens=tuple(token(each) for each in found)))
 
 
 async def create(request: web.Request) -> web.Response:
     """Let a new token in."""
-    principal = await auth.client(request)
-    mapping.no_query(request.query)
-    new = new_token(await body.read(request, wire.MAX_BODY))
+    principal = await query.caller(request)
+    new = new_token(await body.read(request, query.MAX_BODY))
     return json_api.send(changed(await request.config_dict[ENGINE].create_token(principal, new)))
 
 
 async def revoke(request: web.Request) -> web.Response:
     """Let a token in no more."""
-    principal = await auth.client(request)
-    mapping.no_query(request.query)
+    principal = await query.caller(request)
     name = request.match_info["token"]
     if not _NAME.fullmatch(name):
         raise NotFound("There is no token with this name.")
@@ -121,7 +117,7 @@ def new_token(raw: bytes) -> NewToken:
     )
 
 
-def token(value: results.TokenView) -> Token:
+def token(value: tokens.TokenView) -> Token:
     """A token in this API's words; verbs in the order of the contract."""
     return Token(
         name=value.name,
@@ -131,18 +127,14 @@ def token(value: results.TokenView) -> Token:
             backend: tuple(verb.value for verb in Verb if verb in verbs) for backend, verbs in value.grants.items()
         },
         elsewhere=value.elsewhere,
-        created_at=mapping.timestamp(value.created_at),
+        created_at=times.timestamp(value.created_at),
         created_by=value.created_by,
-        expires_at=_maybe(value.expires_at),
-        revoked_at=_maybe(value.revoked_at),
+        expires_at=times.maybe(value.expires_at),
+        revoked_at=times.maybe(value.revoked_at),
         revoked_by=value.revoked_by,
     )
 
 
-def _maybe(at: datetime | None) -> str | None:
-    return None if at is None else mapping.timestamp(at)
-
-
-def changed(value: results.TokenChange) -> Changed:
+def changed(value: tokens.TokenChange) -> Changed:
     """What a command did to a token."""
     return Changed(changed=value.changed, token=token(value.token))

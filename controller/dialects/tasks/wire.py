@@ -9,6 +9,7 @@ from aiohttp import web
 from attrs import field, frozen
 
 from common.convert import structure
+from controller.core.storable import storable
 from controller.web import body
 from controller.web.contract import Contract
 from controller.web.errors import MalformedBody
@@ -38,7 +39,7 @@ async def receive_update(request: web.Request) -> Update:
 
     :raises MalformedBody: too large, no form, no `payload`, not JSON in it, or not of the contract's shape.
     """
-    data = body.storable(body.parse(_payload(await body.read(request))))
+    data = storable(body.parse(_payload(await body.read(request))), keep_integers=True)
     UPDATE.check(data)
     # Upstream's agents send null or "" where they have nothing to say.
     moment = data["timestamp_ns"]

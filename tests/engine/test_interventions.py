@@ -14,7 +14,7 @@ from common.protocol import Held, ReleaseRequest, TaskOffer, Verdict
 from controller.core.codes import JobState
 from controller.core.errors import Forbidden, NotFound, Rejected
 from controller.core.model import Job, JobId, RapId, Verb
-from controller.engine.results import Retry
+from controller.engine.retrying import RetryOutcome
 from tests.engine.conftest import Harness, Study, commit_project
 from tests.factories import principal
 
@@ -114,7 +114,7 @@ class TestRetry:
         await harness.settle()
         (second,) = await harness.claim()
         done = await harness.engine.retry(OPERATOR, JobId(second.job_id or ""), attempt=2)
-        assert done.done is Retry.STOPPED
+        assert done.outcome is RetryOutcome.STOPPED
         progress = done.job.progress
         assert (progress.state, progress.code.value, progress.faults) == (JobState.PENDING, "waiting_on_new_task", 0)
         assert await active(harness) == [("canceljob", 2)]
@@ -134,7 +134,10 @@ class TestRetry:
         await harness.engine.retry(OPERATOR, found, attempt=1)
         await harness.settle()
         again = await harness.engine.retry(OPERATOR, found, attempt=1)
-        assert (again.done, again.message) == (Retry.NOTHING, "Attempt 2 has begun already; nothing was stopped.")
+        assert (again.outcome, again.message) == (
+            RetryOutcome.NOTHING,
+            "Attempt 2 has begun already; nothing was stopped.",
+        )
         assert (await job(harness, rap_id)).progress.attempt == 2
         assert (await job(harness, rap_id)).progress.state is JobState.RUNNING
 
@@ -144,7 +147,11 @@ class TestRetry:
         await harness.settle()
         assert await harness.claim() == ()
         done = await harness.engine.retry(OPERATOR, JobId(tasks["extract"].job_id or ""))
-        assert (done.done, done.job.progress.faults, done.job.progress.not_before) == (Retry.HASTENED, 0, None)
+        assert (done.outcome, done.job.progress.faults, done.job.progress.not_before) == (
+            RetryOutcome.HASTENED,
+            0,
+            None,
+        )
         await harness.settle()
         (again,) = await harness.claim()
         assert again.attempt == 2
@@ -153,7 +160,7 @@ class TestRetry:
         rap_id, _ = await claimed(harness, study, "analyse")
         waiting = await job(harness, rap_id, "analyse")
         done = await harness.engine.retry(OPERATOR, waiting.id)
-        assert (done.done, done.job) == (Retry.NOTHING, waiting)
+        assert (done.outcome, done.job) == (RetryOutcome.NOTHING, waiting)
         assert "Waiting on dependencies" in done.message
 
     async def test_a_succeeded_job_is_refused(self, harness: Harness, study: Study) -> None:
@@ -173,7 +180,7 @@ class TestRetry:
         answers += [await harness.engine.retry(OPERATOR, failed.id)]
         (new_rap,) = {answer.rap_id for answer in answers}
         assert new_rap is not None
-        assert {answer.done for answer in answers} == {Retry.RESUBMITTED}
+        assert {answer.outcome for answer in answers} == {RetryOutcome.RESUBMITTED}
         assert {answer.new_job for answer in answers} == {id_of_job(new_rap, "query")}
         assert await job(harness, first.rap_id, "query") == failed
         found = await harness.jobs(new_rap)
@@ -203,7 +210,11 @@ class TestRetry:
         rap_id, tasks = await claimed(harness, study, "extract")
         await harness.engine.cancel(principal(), rap_id, ["extract"])
         done = await harness.engine.retry(OPERATOR, JobId(tasks["extract"].job_id or ""), attempt=1)
-        assert (done.done, done.rap_id, "cancelled by its user" in done.message) == (Retry.NOTHING, None, True)
+        assert (done.outcome, done.rap_id, "cancelled by its user" in done.message) == (
+            RetryOutcome.NOTHING,
+            None,
+            True,
+        )
 
     async def test_somebody_elses_newer_job_is_named_instead(self, harness: Harness, study: Study) -> None:
         first, tasks = await claimed(harness, study, "extract")
@@ -211,10 +222,14 @@ class TestRetry:
         newer = await harness.create(study.request("extract"))
         found = (await job(harness, first)).id
         done = await harness.engine.retry(OPERATOR, found)
-        assert (done.done, done.rap_id, done.new_job) == (Retry.NOTHING, None, (await job(harness, newer.rap_id)).id)
+        assert (done.outcome, done.rap_id, done.new_job) == (
+            RetryOutcome.NOTHING,
+            None,
+            (await job(harness, newer.rap_id)).id,
+        )
         await harness.run_all()
         done = await harness.engine.retry(OPERATOR, found)
-        assert (done.done, "is succeeded" in done.message) == (Retry.NOTHING, True)
+        assert (done.outcome, "is succeeded" in done.message) == (RetryOutcome.NOTHING, True)
 
 
 @pytest.mark.parametrize("command", ["kill", "retry"])

@@ -1,49 +1,56 @@
-"""What operators do to one job: end it, or have it tried again (decisions of a person, never of the platform).
+"""Having one job tried again, by an operator's decision.
 
-Both happen in the call, under the backend's lock, so that no report, cancel or claim of the same moment can undo them;
-whoever comes second finds the job as the first has left it.
+What runs or rests is moved in the call, under the backend's lock, so that no report, cancel or claim of the same moment
+can undo it. What has failed stays as it is, and a new RAP asks for its action.
 """
 
+import enum
 from typing import assert_never
 
 import structlog
+from attrs import frozen
 
 from common.ids import job_id as id_of_job
 from common.ids import retry_rap_id
 from controller.core.codes import JobState
 from controller.core.errors import NotFound, Rejected
-from controller.core.machine import Event, Killed, Move, Retried, step
+from controller.core.machine import Retried
 from controller.core.model import RUN_ALL, Job, JobId, Principal, RapId, RapRequest
-from controller.engine import creating
-from controller.engine.admission import admit_operator
+from controller.engine import creating, moves
+from controller.engine.admission import lock_job
 from controller.engine.context import Context
-from controller.engine.moves import log_moves
-from controller.engine.results import JobKilled, JobRetried, NothingToDo, Retry
-from controller.engine.starting import stop_runs
-from controller.store import backends, jobs, raps
-from controller.store.queries import Tx
+from controller.engine.results import NothingToDo
+from controller.store import jobs, raps
 
 log = structlog.get_logger(__name__)
 
 
-async def kill(ctx: Context, principal: Principal, job_id: JobId) -> JobKilled:
-    """End a job that is not finished: it fails with `killed_by_admin`, and whoever needs it fails with it.
+class RetryOutcome(enum.StrEnum):
+    """What retrying a job came to."""
 
-    A finished one is left alone, so that a repetition changes nothing. Unlike a cancelled job, a killed one stays in
-    its workspace's memory as what it is: failed (edge behaviours 10 and 13).
+    STOPPED = "stopped"
+    """It ran: that attempt is void, and the job is in the queue for another."""
+    HASTENED = "hastened"
+    """It rested after an error of the platform: now it may start as soon as there is room."""
+    RESUBMITTED = "resubmitted"
+    """It had failed: a new RAP asks for its action."""
+    NOTHING = "nothing"
+    """There was nothing to retry."""
 
-    :raises NotFound: no such job for this caller.
-    :raises Forbidden: the caller does not manage its backend.
-    """
-    async with ctx.db.transaction() as tx:
-        job = await _lock(tx, principal, job_id)
-        if job.progress.state.is_terminal:
-            return JobKilled(job=job, changed=False)
-        move = await _move(ctx, tx, job, Killed())
-        (now,) = await jobs.lock.all(tx, ids=[job_id])
-    log_moves([move])
-    log.info("job_killed", job_id=job_id, backend=job.spec.backend, principal=principal.name)
-    return JobKilled(job=now, changed=True)
+
+@frozen(kw_only=True)
+class JobRetried:
+    """What retrying a job did."""
+
+    job: Job
+    """As it is now."""
+    outcome: RetryOutcome
+    message: str
+    """One sentence about it."""
+    rap_id: RapId | None = None
+    """The RAP that asks for the action again, whether it was made now or by an earlier retry."""
+    new_job: JobId | None = None
+    """The job that stands in for this one: in that RAP, or somebody else's of the same action."""
 
 
 async def retry(ctx: Context, principal: Principal, job_id: JobId, *, attempt: int | None = None) -> JobRetried:
@@ -57,22 +64,25 @@ async def retry(ctx: Context, principal: Principal, job_id: JobId, *, attempt: i
     :raises Unavailable: try again.
     """
     async with ctx.db.transaction() as tx:
-        job = await _lock(tx, principal, job_id)
+        job = await lock_job(tx, principal, job_id)
         state = job.progress.state
         if state is JobState.RUNNING and attempt in (None, job.progress.attempt):
-            done, event = Retry.STOPPED, Retried()
+            outcome, event = RetryOutcome.STOPPED, Retried()
         elif state is JobState.PENDING and _rests(ctx, job):
-            done, event = Retry.HASTENED, Retried()
+            outcome, event = RetryOutcome.HASTENED, Retried()
         else:
-            done, event = Retry.NOTHING, None
-        moves = [] if event is None else [await _move(ctx, tx, job, event)]
+            outcome, event = RetryOutcome.NOTHING, None
+        now = ctx.clock.now()
+        made = [] if event is None else [moves.of(job, event, now)]
+        if made:
+            await moves.intervene(tx, job.spec.backend, made, now)
         (job,) = await jobs.lock.all(tx, ids=[job_id])
-    log_moves(moves)
-    if moves:
-        log.info("job_retried", job_id=job_id, backend=job.spec.backend, how=done.value, principal=principal.name)
+    moves.log_moves(made)
+    if made:
+        log.info("job_retried", job_id=job_id, backend=job.spec.backend, how=outcome.value, principal=principal.name)
     match state:
         case JobState.RUNNING | JobState.PENDING:
-            return JobRetried(job=job, done=done, message=_sentence(job, done))
+            return JobRetried(job=job, outcome=outcome, message=_sentence(job, outcome))
         case JobState.FAILED:
             return await _resubmit(ctx, principal, job)
         case JobState.SUCCEEDED:
@@ -85,40 +95,16 @@ async def retry(ctx: Context, principal: Principal, job_id: JobId, *, attempt: i
             assert_never(state)
 
 
-async def _lock(tx: Tx, principal: Principal, job_id: JobId) -> Job:
-    """The job as it is until the transaction ends. Its backend never changes, so that may be read without a lock."""
-    found = await jobs.find.one(tx, id=job_id, backends=list(principal.backends))
-    if found is None:
-        raise NotFound(f"No job {job_id}", job_id=job_id)
-    admit_operator(principal, found.spec.backend)
-    await backends.lock.run(tx, backend=found.spec.backend)
-    locked = await jobs.lock.all(tx, ids=[job_id])
-    if not locked:
-        raise NotFound(f"No job {job_id}", job_id=job_id)  # pruned in between
-    return locked[0]
-
-
-async def _move(ctx: Context, tx: Tx, job: Job, event: Event) -> Move:
-    """Apply the event, stop the attempt that runs, and wake the scheduler."""
-    now = ctx.clock.now()
-    move = Move(job=job, transitions=(step(job.progress, event, now),), metrics=job.metrics)
-    if job.progress.state is JobState.RUNNING:
-        await stop_runs(tx, job.spec.backend, [job.id], now)
-    await jobs.write(tx, [move])
-    await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=job.spec.backend)
-    return move
-
-
 def _rests(ctx: Context, job: Job) -> bool:
     return job.progress.not_before is not None and job.progress.not_before > ctx.clock.now()
 
 
-def _sentence(job: Job, done: Retry) -> str:
+def _sentence(job: Job, outcome: RetryOutcome) -> str:
     progress = job.progress
-    match done:
-        case Retry.STOPPED:
+    match outcome:
+        case RetryOutcome.STOPPED:
             return f"Attempt {progress.attempt} is stopped; the job is in the queue for another."
-        case Retry.HASTENED:
+        case RetryOutcome.HASTENED:
             return "The job rests no longer; it starts as soon as there is room."
         case _ if progress.state is JobState.RUNNING:
             return f"Attempt {progress.attempt} has begun already; nothing was stopped."
@@ -134,7 +120,7 @@ async def _resubmit(ctx: Context, principal: Principal, job: Job) -> JobRetried:
     """
     if job.progress.cancelled:
         text = "The job was cancelled by its user, who may ask for it again: nothing was done."
-        return JobRetried(job=job, done=Retry.NOTHING, message=text)
+        return JobRetried(job=job, outcome=RetryOutcome.NOTHING, message=text)
     if job.spec.action == RUN_ALL:
         raise Rejected(
             f"An action that is called {RUN_ALL} cannot be asked for by itself: retry one of those that need it.",
@@ -150,7 +136,7 @@ async def _resubmit(ctx: Context, principal: Principal, job: Job) -> JobRetried:
     if earlier is not None:
         return JobRetried(
             job=job,
-            done=Retry.RESUBMITTED,
+            outcome=RetryOutcome.RESUBMITTED,
             message=f"The job was retried already, by RAP {rap_id}.",
             rap_id=rap_id,
             new_job=new_job,
@@ -160,24 +146,26 @@ async def _resubmit(ctx: Context, principal: Principal, job: Job) -> JobRetried:
     if latest is not None and latest.state is not JobState.FAILED:
         return JobRetried(
             job=job,
-            done=Retry.NOTHING,
+            outcome=RetryOutcome.NOTHING,
             message=f"There is nothing to retry: job {latest.id} of the same action is {latest.state.value}.",
             new_job=latest.id,
         )
     answer = await creating.accept(ctx, _request(asked, rap_id, job.spec.action))
     if isinstance(answer, NothingToDo):
-        return JobRetried(job=job, done=Retry.NOTHING, message=f"There is nothing to retry: {answer.details}.")
+        return JobRetried(
+            job=job, outcome=RetryOutcome.NOTHING, message=f"There is nothing to retry: {answer.details}."
+        )
     log.info(
         "job_retried",
         job_id=job.id,
         backend=job.spec.backend,
-        how=Retry.RESUBMITTED.value,
+        how=RetryOutcome.RESUBMITTED.value,
         new_rap_id=rap_id,
         principal=principal.name,
     )
     return JobRetried(
         job=job,
-        done=Retry.RESUBMITTED,
+        outcome=RetryOutcome.RESUBMITTED,
         message=f"The job is finished and stays so; RAP {rap_id} asks for its action again.",
         rap_id=rap_id,
         new_job=new_job,
