@@ -34,7 +34,7 @@ check: .venv/dev.stamp ## Lint, check formatting, types and layers
 
 .PHONY: test
 test: .venv/dev.stamp ## Run all tests (ARGS="-k name ...")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: test-fast
 test-fast: .venv/dev.stamp ## Run the tests that need no real processes

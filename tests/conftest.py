@@ -17,6 +17,14 @@ _WATCHED = frozenset({"agent", "engine", "store", "dialects"})
 _SLOW = ("e2e", "sources", "test_chaos.py", "test_plans.py", "test_schema.py", "test_races.py", "test_example_study.py")
 """Folders and files that `make test-fast` leaves out, beside what is marked: whole controllers, git, seeded tables."""
 
+_TOGETHER = {
+    "test_chaos.py": "chaos",
+    "test_executors_slurm.py": "slurm",
+    "test_executors_docker.py": "docker",
+    "test_docker_restarts.py": "docker",
+}
+"""Files whose tests run one after the other in one worker: they share an engine or a cluster, or use the machine up."""
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[postgres.Postgres]:
@@ -88,6 +96,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {item.path.name, item.path.parent.name} & set(_SLOW):
             item.add_marker(pytest.mark.slow)
+        if item.path.name in _TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(_TOGETHER[item.path.name]))
+    # The longest begin first, so that no worker is left with them at the end.
+    items.sort(
+        key=lambda item: list(_TOGETHER).index(item.path.name) if item.path.name in _TOGETHER else len(_TOGETHER)
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
