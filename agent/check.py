@@ -13,7 +13,7 @@ import structlog
 from agent.core.checks import CheckFailed, CheckTimedOut, Program, read_answer
 from agent.core.errors import JobError, RunLost
 from agent.core.redact import redact_text
-from agent.executors.base import Limits, Run
+from agent.executors.base import HOME, Limits, Run
 from agent.faults import blame
 from agent.job import Tools, forget
 from agent.outputs.workspaces import remove_tree, replacing
@@ -144,7 +144,7 @@ class Check:
 def _build_run(tools: Tools, offer: TaskOffer, program: Program) -> Run:
     """The run of a check: it sees what a database job sees, and nothing of any study."""
     notes = tools.places.notes(offer.id)
-    environment = {"HOME": "/tmp", "OPENSAFELY_BACKEND": tools.settings.backend}  # noqa: S108  the run's own /tmp
+    environment = HOME | {"OPENSAFELY_BACKEND": tools.settings.backend}
     return Run(
         task_id=offer.id,
         job_id=offer.id,

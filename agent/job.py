@@ -22,7 +22,7 @@ from agent.core.definition import JobDefinition
 from agent.core.errors import RunLost
 from agent.core.lifecycle import Intent, Recorded, Situation, Step, next_step, stage_of
 from agent.core.redact import redact_metrics, redact_results
-from agent.executors.base import Executor, Exit, Limits, Phase, Run
+from agent.executors.base import HOME, Executor, Exit, Limits, Phase, Run
 from agent.faults import blame, describe
 from agent.logs import LogPush
 from agent.outputs import finalization, metadata, preparation
@@ -56,7 +56,7 @@ class Tools:
 
 def build_run(tools: Tools, task_id: str, definition: JobDefinition, traceparent: str | None) -> Run:
     """What the executor needs to know. Database secrets go to jobs that may use the database, and to no others."""
-    environment = {"HOME": "/tmp"} | dict(definition.env)  # noqa: S108  the job's own /tmp (reference section 5.5)
+    environment = HOME | dict(definition.env)
     if traceparent:
         environment["TRACEPARENT"] = traceparent
     if definition.allow_database_access:

@@ -10,11 +10,14 @@ One contract suite, tests/agent/executor_contract.py, runs on every executor.
 import enum
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import field, frozen
 
 from common.protocol import OnLoss
+
+HOME: Final = {"HOME": "/tmp"}  # noqa: S108  the run's own /tmp, which nobody else sees (reference section 5.5)
+"""What every run's environment begins with."""
 
 
 class ExecutorError(Exception):

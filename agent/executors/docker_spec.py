@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
-from agent.executors.base import ExecutorError, Run
+from agent.executors.base import HOME, ExecutorError, Run
 from common.environ import Environ
 
 DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
@@ -188,7 +188,7 @@ def container_body(
     return {
         "Image": image,
         "Cmd": list(run.args),
-        "Env": [f"{name}={value}" for name, value in ({"HOME": "/tmp"} | dict(run.env)).items()],  # noqa: S108  the job's own /tmp (section 5.5)
+        "Env": [f"{name}={value}" for name, value in (HOME | dict(run.env)).items()],
         "User": settings.user,
         "WorkingDir": "/workspace",
         "Labels": labels(run, settings),

@@ -20,12 +20,10 @@ from uuid import uuid4
 from attrs import frozen
 
 from agent.core.definition import check_workspace
-from agent.core.errors import BadDefinition
-from agent.outputs.workspaces import CHUNK, Places, read_json, remove_file, remove_tree
+from agent.core.errors import BadDefinition, OutputClash
+from agent.outputs.workspaces import Places, read_json, remove_tree, replacing
 
 _SUFFIX: Final = ".tar.gz"
-_HIDDEN: Final = ".lock"
-"""Files of ours that are no outputs."""
 
 
 class NotPossible(Exception):
@@ -160,7 +158,7 @@ def _files(folder: Path) -> list[str]:
     """Every file below `folder`, as relative paths in order; links are not followed."""
     found = []
     for parent, _, names in os.walk(folder):
-        found += [os.path.relpath(os.path.join(parent, each), folder) for each in names if each != _HIDDEN]
+        found += [os.path.relpath(os.path.join(parent, each), folder) for each in names]
     return sorted(found)
 
 
@@ -179,20 +177,15 @@ def _refuse_if_busy(places: Places, name: str) -> None:
 
 
 def _write(target: Path, folder: Path, name: str) -> Path:
-    part = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            with tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as archive:
-                for path in _files(folder):
-                    archive.add(folder / path, arcname=f"{name}/{path}", recursive=False)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except OSError as error:
+        with (
+            replacing(target, mode=0o600) as file,
+            tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as archive,
+        ):
+            for path in _files(folder):
+                archive.add(folder / path, arcname=f"{name}/{path}", recursive=False)
+    except (OSError, OutputClash) as error:
         raise NotPossible(f"{target} cannot be written: {error}") from error
-    finally:
-        remove_file(part)
     return target
 
 
@@ -244,10 +237,7 @@ def _same(content: IO[bytes] | None, path: Path) -> bool:
 
 
 def _digest(stream: IO[bytes]) -> bytes:
-    digest = hashlib.sha256()
-    while chunk := stream.read(CHUNK):
-        digest.update(chunk)
-    return digest.digest()
+    return hashlib.file_digest(stream, "sha256").digest()  # type: ignore[arg-type]
 
 
 def _extract(archive: Path, folder: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Which attempt of a job may write to the backend's storage: the newest that has begun there.
+"""Who may write to the backend's storage: the newest attempt of a job, and the last job of an action, begun there.
 
 Agents of a backend may share its storage. One that was cut off for longer than its lease comes back with an attempt
 that another agent was given long ago; the controller will not listen to it, but the files are here. So the number of

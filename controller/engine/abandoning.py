@@ -5,7 +5,6 @@ goes back to the queue, or fails if its executor declared that it must not run t
 holder off: whatever it still reports is stale, and its next claim tells it to stop.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -106,7 +105,7 @@ async def _take_away(
             f"Its agent {lost.agent} {fates[lost.agent]}.",
             OnLoss(lost.on_loss),
             retry=ctx.retry,
-            jitter=random.random(),  # noqa: S311  no secret
+            jitter=ctx.jitter(),
         )
         made.append(moves.of(job, event, now, agent_lost=True))
     await jobs.write(tx, made)

@@ -3,8 +3,7 @@
 No row is read or written here: `reporting` brings the rows, held under the backend's lock, and writes the outcome.
 """
 
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -93,6 +92,7 @@ class Batch:
     jobs: dict[str, JobInBatch]
     now: datetime
     retry: RetryPolicy
+    jitter: Callable[[], float]
     task_changes: dict[str, dict[str, Any]] = field(factory=dict)
     found_modes: list[str] = field(factory=list)
     """What DBSTATUS tasks have found, in the order of the statements; of no effect in manual maintenance."""
@@ -130,7 +130,7 @@ class Batch:
             task,
             job.current if job else None,
             retry=self.retry,
-            jitter=random.random(),  # noqa: S311  no secret
+            jitter=self.jitter(),
         )
         if judgement.applied and task is not None:
             if job is not None and task.type is TaskType.RUNJOB:

@@ -1,7 +1,8 @@
 """What every part of the engine works with; made once, in controller/app.py."""
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+import random
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -67,6 +68,8 @@ class Context:
     log_bytes: int
     closing: asyncio.Event
     """Set when the process is about to stop: long-polls answer at once."""
+    jitter: Callable[[], float] = random.random
+    """Numbers in [0, 1), for `RetryPolicy.delay`."""
     looking: MutableMapping[tuple[str, str], asyncio.Lock] = field(factory=WeakValueDictionary, repr=False)
     """One look for tasks at a time per (backend, agent), so that a poll that was given up cannot take a task just
     after the poll that replaced it found nothing. A lock lives as long as somebody polls."""

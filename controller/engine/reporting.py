@@ -85,6 +85,7 @@ async def _take_all(ctx: Context, backend: str, statements: Sequence[Statement])
             jobs={job.id: JobInBatch(job=job, current=job) for job in await jobs.lock.all(tx, ids=job_ids)},
             now=now,
             retry=ctx.retry,
+            jitter=ctx.jitter,
         )
         if batch.needs_modes:
             batch.modes = await backends.modes(tx, backend)

@@ -16,7 +16,13 @@ from cli.main import rap
 from tests.agent.stage import stand
 from tests.agent.test_loop import T1, until_forgotten
 
-FILES = {"output/a.csv": "a,b\n1,2\n", "output/deep/b.txt": "b", "metadata/run.log": "log", "empty": ""}
+FILES = {
+    "output/a.csv": "a,b\n1,2\n",
+    "output/deep/b.txt": "b",
+    "metadata/run.log": "log",
+    "output/.lock": "",
+    "empty": "",
+}
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def test_a_workspace_goes_and_comes_back(places: Places) -> None:
     assert content(places) == FILES
     assert left_over(places) == ["study"]
     (found,) = archives.find_all(places)
-    assert (found.files, found.bytes, found.archive) == (4, sum(map(len, FILES.values())), None)
+    assert (found.files, found.bytes, found.archive) == (len(FILES), sum(map(len, FILES.values())), None)
 
 
 @pytest.mark.parametrize("kind", ["xz", "gz"])
@@ -201,7 +207,7 @@ def test_the_command_lists_shows_archives_and_brings_back(places: Places) -> Non
     entry = {"level": "moderately_sensitive", "action": "run", "job_id": "j", "size": 8, "excluded": True}
     (metadata / "manifest.json").write_text(json.dumps({"outputs": {"output/a.csv": entry}}))
     shown = json.loads(invoke(places, "show", "study", "--json").stdout)
-    assert (shown["files"], shown["outputs"]) == (4, {"output/a.csv": entry})
+    assert (shown["files"], shown["outputs"]) == (len(FILES), {"output/a.csv": entry})
     assert "excluded" in invoke(places, "show", "study").stdout
     asked = invoke(places, "archive", "study")
     assert asked.exit_code == 2
@@ -214,7 +220,7 @@ def test_the_command_lists_shows_archives_and_brings_back(places: Places) -> Non
     assert "is archived already" in again.stderr
     assert invoke(places, "unarchive", "study").exit_code == 0
     (listed,) = json.loads(invoke(places, "ls", "--json").stdout)["workspaces"]
-    assert (listed["name"], listed["files"], listed["archive"]) == ("study", 4, None)
+    assert (listed["name"], listed["files"], listed["archive"]) == ("study", len(FILES), None)
 
 
 def test_an_archive_folder_that_cannot_be_written_is_told(places: Places) -> None:

@@ -33,7 +33,7 @@ RUN = Run(
     args=("python", "a.py"),
     env={"DATABASE_URL": URL, "HOME": "/tmp"},
     volume=Path("/srv/high/volumes/abc-001"),
-    state_dir=Path("/srv/work/abc-001"),
+    state_dir=Path("/srv/rap/abc-001"),
     limits=Limits(cpu_count=4, memory_bytes=1 << 30),
 )
 SETTINGS = DockerSettings(agent_id="agent-1", user="1000:1001")
