@@ -237,7 +237,7 @@ def _same(content: IO[bytes] | None, path: Path) -> bool:
 
 
 def _digest(stream: IO[bytes]) -> bytes:
-    return hashlib.file_digest(stream, "sha256").digest()  # type: ignore[arg-type]
+    return hashlib.file_digest(stream, "sha256").digest()  # type: ignore[arg-type]  # IO has no readinto, files have
 
 
 def _extract(archive: Path, folder: Path, name: str) -> None:
