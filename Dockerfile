@@ -36,7 +36,7 @@ FROM base AS agent
 USER root
 # prlimit and flock (util-linux) are there already; bubblewrap needs user namespaces, see compose.yaml.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends bubblewrap \
+    && apt-get install -y --no-install-recommends bubblewrap libseccomp2 \
     && rm -rf /var/lib/apt/lists/*
 USER rap
 ENV WORKDIR=/srv/rap/work \

@@ -44,6 +44,8 @@ class Limits:
     memory_bytes: int
     seconds: float | None = None
     """Wall-clock limit; None for no limit."""
+    disk_bytes: int | None = None
+    """Most bytes the job may write into its volume; None for no limit."""
 
 
 @frozen(kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.executors.base import Unusable
-from agent.executors.supervisor import STATUS_FD
+from agent.executors.supervisor import SECCOMP_FD, STATUS_FD
 from agent.images import SYSTEM
 
 WORKSPACE = "/workspace"
@@ -32,6 +32,12 @@ ETC_WITH_NETWORK = ("hosts", "nsswitch.conf", "protocols", "resolv.conf", "servi
 
 USERS = "job:x:1000:1000:job:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
 GROUPS = "job:x:1000:\nnogroup:x:65534:\n"
+HOSTS = "127.0.0.1 localhost sandbox\n::1 localhost\n"
+NAMES = "passwd: files\ngroup: files\nhosts: files\n"
+STUBS = {"passwd": USERS, "group": GROUPS}
+"""What a job sees at these places of /etc instead of the machine's."""
+STUBS_WITHOUT_NETWORK = {"hosts": HOSTS, "nsswitch.conf": NAMES}
+"""The same where there is no network: programs that talk to themselves, as workers of R do, ask for `localhost`."""
 
 
 @frozen(kw_only=True)
@@ -51,16 +57,18 @@ class Bubblewrap:
         env: Mapping[str, str],
         memory_bytes: int,
         network: bool,
+        filtered: bool,
     ) -> bytes:
         """The options, NUL-separated, for `--args FD`: the environment must not be on a command line.
 
-        :param stubs: a directory with `passwd` and `group`.
+        :param stubs: a directory with the files that `stubs` names.
         :param read: what the interpreter needs beyond the system's directories, parents before children.
+        :param filtered: whether SECCOMP_FD will have a filter of system calls.
         """
         options = [*self._namespaces(network), *_system(), *self._writable(memory_bytes)]
         for name in ETC + (ETC_WITH_NETWORK if network else ()):
             options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
-        for name in ("passwd", "group"):
+        for name in stubs_for(network=network):
             options += ["--ro-bind", str(stubs / name), f"/etc/{name}"]
         for path in read:
             options += _expose(path)
@@ -68,12 +76,29 @@ class Bubblewrap:
         for name, value in env.items():
             options += ["--setenv", name, value]
         options += ["--json-status-fd", str(STATUS_FD)]
+        if filtered:
+            options += ["--seccomp", str(SECCOMP_FD)]
         return b"\0".join(os.fsencode(option) for option in options)
 
     def trial(self) -> list[str]:
         """A command line that makes a sandbox with every option that jobs get, and does nothing in it."""
         options = [*self._namespaces(network=False), *_system(), *self._writable(1 << 20)]
         return [self.path, *options, "--remount-ro", "/", "--", "/bin/true"]
+
+    def try_filter(self, program: bytes) -> None:
+        """Make a sandbox with a filter of system calls (blocking).
+
+        :raises Unusable: bubblewrap or the kernel does not take the filter.
+        """
+        with open(os.memfd_create("filter"), "w+b") as file:
+            file.write(program)
+            file.flush()
+            file.seek(0)
+            fd = file.fileno()
+            command = self.trial()
+            code, said = _run(command[0], "--seccomp", str(fd), *command[1:], pass_fds=(fd,))
+        if code != 0:
+            raise Unusable(f"a sandbox with a filter of system calls fails: {said.strip() or f'exit code {code}'}")
 
     def _namespaces(self, network: bool) -> list[str]:
         options = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -97,6 +122,11 @@ class Bubblewrap:
         return options
 
 
+def stubs_for(*, network: bool) -> dict[str, str]:
+    """Names and contents of the files of /etc that a job sees instead of the machine's."""
+    return STUBS if network else STUBS | STUBS_WITHOUT_NETWORK
+
+
 def probe(path: str) -> Bubblewrap:
     """Make a sandbox for real, with every option that jobs get (blocking).
 
@@ -118,7 +148,7 @@ def probe(path: str) -> Bubblewrap:
     )
 
 
-def _run(path: str, *arguments: str) -> tuple[int, str]:
+def _run(path: str, *arguments: str, pass_fds: Sequence[int] = ()) -> tuple[int, str]:
     try:
         done = subprocess.run(
             [path, *arguments],
@@ -126,6 +156,7 @@ def _run(path: str, *arguments: str) -> tuple[int, str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={},
+            pass_fds=pass_fds,
             timeout=PROBE_SECONDS,
             check=False,
         )

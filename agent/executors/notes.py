@@ -17,8 +17,9 @@ import orjson
 import psutil
 from attrs import frozen
 
+from agent.executors import run_group
 from agent.executors.base import ExecutorError, Exit, Phase, Status
-from agent.executors.supervisor import boot_id, start_ticks
+from agent.executors.processes import boot_id, start_ticks
 
 METRICS = ("cpu_mean", "cpu_peak", "mem_mb_mean", "mem_mb_peak")
 KILLED = 128 + signal.SIGKILL
@@ -132,6 +133,7 @@ class Notes:
         with self.locked():
             with contextlib.suppress(FileNotFoundError):
                 (self.directory / "lock").unlink()
+            _end_groups(self.directory)
             shutil.rmtree(self.directory, ignore_errors=True)
         if self.directory.exists():
             raise ExecutorError(f"cannot remove {self.directory}", fatal=False)
@@ -186,13 +188,22 @@ class Notes:
 def _end_leftovers(directory: Path, started: Started) -> None:
     """End what a killed supervisor of a bare run left behind; a sandbox has ended with its supervisor.
 
-    The job's session, and whoever left that but still has the run's home. Orphans have no better mark.
+    All of its control group, if it has one; the job's session, and whoever left that but still has the run's home.
+    Orphans have no better mark.
     """
+    _end_groups(directory)
     home = str(home_of(directory))
     while found := [pid for pid in psutil.pids() if _belongs(pid, started, home)]:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _end_groups(directory: Path) -> None:
+    """Kill and remove the control groups that a supervisor did not live to remove."""
+    with contextlib.suppress(FileNotFoundError):
+        groups = (directory / run_group.NOTE).read_text().splitlines()
+        run_group.end([group for group in groups if not run_group.is_needed(Path(group).name)])
 
 
 def _belongs(pid: int, started: Started, home: str) -> bool:

@@ -3,10 +3,10 @@
 Every run has a supervisor of its own (`agent.executors.supervisor`) that is nobody's child and outlives the
 agent, and a directory of notes (`agent.executors.notes`). This class holds nothing that it could not read again.
 
-What a job may use: CPU by affinity to `ceil(cpu_count)` CPUs and a lower priority; memory by RLIMIT_DATA for
-each process at once and by the supervisor's look at the whole tree every `sample_seconds`, which also bounds the
-number of processes. Not by cgroups: an ordinary user may write them only where systemd delegated a subtree, and
-half of the machines having another rule would be worse than one rule everywhere. The `docker` executor has them.
+What a job may use: memory, CPU and processes by a control group of its own where this machine lets the agent have
+one (`agent.executors.cgroups`). Elsewhere memory by RLIMIT_DATA for each process at once and by the supervisor's look
+at the whole tree every `sample_seconds`, which also bounds the number of processes. With both: affinity to
+`ceil(cpu_count)` CPUs, by which programs choose how many threads to start, a lower priority, and RLIMIT_FSIZE.
 
 The log keeps the first `log_bytes` of the output; what comes after is dropped as the supervisor notices.
 """
@@ -28,18 +28,20 @@ from typing import Any
 
 import structlog
 
-from agent.executors import bubblewrap
+from agent.executors import bubblewrap, cgroups, seccomp
 from agent.executors.base import ExecutorError, Exit, Phase, Run, Status, Unusable
 from agent.executors.bubblewrap import Bubblewrap
+from agent.executors.cgroups import Cgroups
 from agent.executors.notes import Notes, home_of
 from agent.executors.supervisor import ARGS_FD
 from agent.images import ImageTable
 from common.protocol import OnLoss
 
 ALLOW_SETTING = "RAP_ALLOW_UNISOLATED"
-BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); import supervisor; supervisor.launch()"
+ROOT = Path(__file__).parents[2]
+BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from agent.executors import supervisor; supervisor.launch()"
 PROCESSES = 1024
-"""How many processes and threads (isolated) or processes (bare) one job may have."""
+"""How many processes and threads (in a control group or isolated) or processes (bare) one job may have."""
 OPEN_FILES = 4096
 NICENESS = 5
 TERMINATE_SECONDS = 10.0
@@ -55,6 +57,8 @@ class SandboxExecutor:
     :param allow_unisolated: run jobs as plain processes where bubblewrap is missing or does not work.
     :param bubblewrap_path: the program; None to do without on purpose (needs `allow_unisolated`).
     :param share_network: give jobs with `Run.network` the machine's network. Without it they have none either.
+    :param groups: limits by control groups: `auto`, `off`, or the group that shall hold those of the runs.
+    :param filter_calls: a filter of system calls: `auto`, `required` or `off`.
     :param sample_seconds: how often a supervisor looks at its run.
     :param log_bytes: how much output is kept.
     """
@@ -69,6 +73,8 @@ class SandboxExecutor:
         allow_unisolated: bool = False,
         bubblewrap_path: str | None = "bwrap",
         share_network: bool = False,
+        groups: str = cgroups.AUTO,
+        filter_calls: str = seccomp.AUTO,
         sample_seconds: float = 1.0,
         log_bytes: int = 1 << 30,
     ) -> None:
@@ -76,11 +82,16 @@ class SandboxExecutor:
         self._allow_unisolated = allow_unisolated
         self._bubblewrap_path = bubblewrap_path
         self._share_network = share_network
+        self._groups_setting = groups
+        self._filter_setting = filter_calls
         self._sample_seconds = sample_seconds
         self._log_bytes = log_bytes
         self._checked = False
         self._checking = asyncio.Lock()
         self._bubblewrap: Bubblewrap | None = None
+        self._groups: Cgroups | None = None
+        self._filter = b""
+        self._lacks: dict[str, str] = {}
         # Who was given which CPUs: a hint for spreading, not a reservation, so losing it costs nothing.
         self._cpus: dict[str, set[int]] = {}
 
@@ -94,10 +105,18 @@ class SandboxExecutor:
         """Whether jobs run in a sandbox; known after `check`."""
         return self._bubblewrap is not None
 
-    async def check(self) -> None:
-        """Make a sandbox for real.
+    def describe(self) -> str:
+        """How jobs are kept apart and limited here, in a line for operators; known after `check`."""
+        shell = "a bubblewrap sandbox" if self.isolated else "no isolation"
+        lacks = {name: f"none ({reason})" for name, reason in self._lacks.items()}
+        calls = "libseccomp" if self._filter else lacks.get("filter", "none")
+        limits = str(self._groups) if self._groups else f"rlimits ({self._lacks.get('groups', 'no cgroups')})"
+        return f"{shell}; filter of system calls: {calls}; limits: {limits}"
 
-        :raises Unusable: there cannot be one, and bare processes are not allowed.
+    async def check(self) -> None:
+        """Make a sandbox for real, with the filter and the limits that jobs get.
+
+        :raises Unusable: there cannot be one, and bare processes are not allowed; or a setting cannot be kept.
         """
         async with self._checking:
             if self._checked:
@@ -108,7 +127,52 @@ class SandboxExecutor:
                 if not self._allow_unisolated:
                     raise
                 log.warning("jobs run without isolation", reason=str(reason), setting=ALLOW_SETTING)
+            await asyncio.to_thread(self._find_filter)
+            await asyncio.to_thread(self._find_groups)
+            log.info("sandbox_checked", description=self.describe())
             self._checked = True
+
+    def _find_filter(self) -> None:
+        """Make the filter of system calls (blocking).
+
+        :raises Unusable: there is none, and there has to be.
+        """
+        required = self._filter_setting == seccomp.REQUIRED
+        if self._bubblewrap is None:
+            if required:
+                raise Unusable(f"{seccomp.SETTING} is {seccomp.REQUIRED}, but jobs run without a sandbox to filter in")
+            return
+        if self._filter_setting == seccomp.OFF:
+            self._lacks["filter"] = f"{seccomp.SETTING} is {seccomp.OFF}"
+            return
+        try:
+            program = seccomp.program()
+            self._bubblewrap.try_filter(program)
+        except Unusable as reason:
+            if required:
+                raise Unusable(f"{reason} ({seccomp.SETTING} is {seccomp.REQUIRED})") from reason
+            self._lacks["filter"] = str(reason)
+            log.warning("jobs run without a filter of system calls", reason=str(reason), setting=seccomp.SETTING)
+        else:
+            self._filter = program
+
+    def _find_groups(self) -> None:
+        """Find where runs get control groups, and remove those of runs that are no more (blocking).
+
+        :raises Unusable: the group that an operator chose cannot hold them.
+        """
+        if self._groups_setting == cgroups.OFF:
+            self._lacks["groups"] = f"{cgroups.SETTING} is {cgroups.OFF}"
+            return
+        try:
+            self._groups = cgroups.find(self._groups_setting)
+        except Unusable as reason:
+            if self._groups_setting != cgroups.AUTO:
+                raise Unusable(f"{reason} ({cgroups.SETTING} is {self._groups_setting})") from reason
+            self._lacks["groups"] = str(reason)
+        else:
+            for name in self._groups.sweep():
+                log.warning("removed the control group of a run that is no more", group=name)
 
     async def _probe(self) -> Bubblewrap:
         if not await asyncio.to_thread(os.path.exists, f"/proc/self/task/{os.getpid()}/children"):
@@ -153,36 +217,38 @@ class SandboxExecutor:
         try:
             spec_fd = self._write_spec(run, cpus)
             try:
-                done = subprocess.run(
-                    [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(Path(__file__).parent), str(run.state_dir)],
+                launcher = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(ROOT), str(run.state_dir)],
                     stdin=spec_fd,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     env={"LC_CTYPE": "C.UTF-8"},
                     start_new_session=True,
-                    check=False,
                 )
             finally:
                 os.close(spec_fd)
         except OSError as error:
             raise ExecutorError(f"cannot start a job: {error}", fatal=False) from error
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
-            raise ExecutorError(f"cannot start a job: {said or f'exit code {done.returncode}'}", fatal=False)
+        if self._groups is not None:
+            self._groups.hurry()
+        said = launcher.communicate()[1].decode(errors="replace").strip()
+        if launcher.returncode != 0:
+            raise ExecutorError(f"cannot start a job: {said or f'exit code {launcher.returncode}'}", fatal=False)
 
     def _write_spec(self, run: Run, cpus: set[int]) -> int:
         """The supervisor's specification, as an anonymous file at its start."""
-        spec = self.specify(run, cpus)
+        spec = self.specify(run, cpus, self._groups)
         fd = os.memfd_create("run")
         with open(fd, "wb", closefd=False) as file:
             marshal.dump(spec, file)
         os.lseek(fd, 0, os.SEEK_SET)
         return fd
 
-    def specify(self, run: Run, cpus: set[int]) -> dict[str, Any]:
+    def specify(self, run: Run, cpus: set[int], groups: Cgroups | None = None) -> dict[str, Any]:
         """What a supervisor has to know, in the types that `marshal` takes; makes the state directory (blocking).
 
         :param cpus: the only CPUs that the run may use; empty for all.
+        :param groups: where the run gets a control group; None to limit it without one.
         """
         run.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (run.state_dir / "lock").open("ab"):
@@ -200,7 +266,9 @@ class SandboxExecutor:
             "sample_seconds": self._sample_seconds,
             "cpus": cpus,
             "nice": NICENESS,
-            "rlimits": _rlimits(run),
+            "rlimits": _rlimits(run, memory=groups is None),
+            "groups": {} if groups is None else groups.plan(run.limits, PROCESSES),
+            "seccomp": self._filter,
         }
         if self._bubblewrap is None:
             home = home_of(run.state_dir)
@@ -208,22 +276,25 @@ class SandboxExecutor:
             env = self._environment(run, command[0], str(home)) | {"TMPDIR": str(home)}
             spec |= {"argv": command, "env": env, "directory": str(run.volume.absolute())}
         else:
-            spec |= self._sandboxed(self._bubblewrap, run, command)
+            counted = groups is not None and "pids" in groups.parents
+            spec |= self._sandboxed(self._bubblewrap, run, command if counted else _bounded(command))
         return spec
 
     def _sandboxed(self, found: Bubblewrap, run: Run, command: list[str]) -> dict[str, Any]:
-        (run.state_dir / "passwd").write_text(bubblewrap.USERS)
-        (run.state_dir / "group").write_text(bubblewrap.GROUPS)
+        network = run.network and self._share_network
+        for name, content in bubblewrap.stubs_for(network=network).items():
+            (run.state_dir / name).write_text(content)
         arguments = found.arguments(
             volume=run.volume.absolute(),
             stubs=run.state_dir.absolute(),
             read=self._images.find(run.image).paths(),
             env=self._environment(run, command[0], bubblewrap.HOME),
             memory_bytes=run.limits.memory_bytes,
-            network=run.network and self._share_network,
+            network=network,
+            filtered=bool(self._filter),
         )
         return {
-            "argv": [found.path, "--args", str(ARGS_FD), "--", *_bounded(command)],
+            "argv": [found.path, "--args", str(ARGS_FD), "--", *command],
             "env": {},
             "directory": "/",
             "bubblewrap_args": arguments,
@@ -331,16 +402,16 @@ async def _readable(fd: int) -> None:
         os.close(fd)
 
 
-def _rlimits(run: Run) -> dict[int, tuple[int, int]]:
-    """Limits of each process: no core dumps, private memory, open files."""
-    memory = run.limits.memory_bytes
+def _rlimits(run: Run, *, memory: bool) -> dict[int, tuple[int, int]]:
+    """Limits of each process: no core dumps, open files, the size of a file, and private memory if nobody else does."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
-    return {
-        resource.RLIMIT_CORE: (0, 0),
-        resource.RLIMIT_DATA: (memory, memory),
-        resource.RLIMIT_NOFILE: (files, files),
-    }
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: files}
+    if memory:
+        limits[resource.RLIMIT_DATA] = run.limits.memory_bytes
+    if run.limits.disk_bytes is not None:
+        limits[resource.RLIMIT_FSIZE] = run.limits.disk_bytes
+    return {name: (most, most) for name, most in limits.items()}
 
 
 def _bounded(command: list[str]) -> list[str]:

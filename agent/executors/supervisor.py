@@ -10,6 +10,7 @@ Files, all in the run's state directory:
   has no `started` holds it, so of two launchers one starts the job and the other sees that it has been started.
 - `started`: who supervises. The job itself waits at a gate (a pipe) that opens after this file is on disk; if the
   supervisor dies before that, the gate breaks and the job never begins. So: no `started`, no job, ever.
+- `cgroups`: where the run's control groups are (see `agent.executors.run_group`), while there are any.
 - `metrics.json`: the latest sample; `terminate`: the agent asked for the end; `log`: the combined output.
 - `exit.json`: how it ended, written when no process of the run is left. Its space is reserved before the job
   starts, so a job that fills the disk is still reported.
@@ -22,6 +23,20 @@ import os
 import resource
 import time
 
+from agent.executors.processes import (
+    become_subreaper,
+    boot_id,
+    descendants,
+    encode,
+    proportional,
+    read,
+    replace,
+    start_ticks,
+    stat,
+    write,
+)
+from agent.executors.run_group import RunGroup
+
 TYPE_CHECKING = False  # `typing` is slow, too; type checkers take the name for what it says
 if TYPE_CHECKING:
     from typing import Any, NoReturn
@@ -30,12 +45,13 @@ ARGS_FD = 3
 """Where bubblewrap reads its options, environment included."""
 STATUS_FD = 4
 """Where bubblewrap says whether the command was started at all."""
+SECCOMP_FD = 5
+"""Where bubblewrap reads the filter of system calls, if there is one."""
 ENGINE_FAILED = 125
 """The exit code of a sandbox that could not be made (Docker's choice, too)."""
 AGENT_GONE = 3
 """The launcher's own exit code when nobody waits for it any more."""
 MIB = 1024 * 1024
-_PR_SET_CHILD_SUBREAPER = 36
 _BLOCKED = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -77,6 +93,8 @@ def _supervise(spec: "dict[str, Any]", lock: int, ready: int) -> "NoReturn":
     except BaseException as error:  # the last thing this process can do is say why
         reason = f"{type(error).__name__}: {error}".encode()
         if run is None or not run.under_way:
+            if run is not None and run.group is not None:
+                run.group.remove()
             os.write(ready, reason)
         else:
             run.kill()
@@ -91,6 +109,7 @@ class Supervised:
         self.spec = spec
         self.under_way = False
         self.meter = Meter(spec["sample_seconds"])
+        self.group = RunGroup(spec["groups"]) if spec["groups"] else None
         self.job = 0
         self.wait_status = 0
         self.flags = {"oom_killed": False, "timed_out": False, "terminated": False, "log_truncated": False}
@@ -106,6 +125,8 @@ class Supervised:
         self.exit_fd = os.open("exit.tmp", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.posix_fallocate(self.exit_fd, 0, 4096)
         become_subreaper()
+        if self.group is not None:
+            self.group.make()
         if spec["isolated"]:
             self.status_fd = os.memfd_create("status")
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
@@ -118,7 +139,7 @@ class Supervised:
             os.close(opener)
             os.close(lock)
             os.close(ready)
-            _become_job(spec, gate, (log, errors), self.status_fd)
+            _become_job(spec, self.group, gate, (log, errors), self.status_fd)
         os.close(gate)
         for output in {log, errors}:
             os.close(output)
@@ -163,9 +184,11 @@ class Supervised:
         self.kill()
 
     def _exceeds(self) -> bool:
-        """Take a sample; whether the tree uses more memory or processes than it may."""
-        tree = descendants()
-        resident = self.meter.sample(tree)
+        """Take a sample; whether the run uses more than it may."""
+        bounded = self.group is not None and "pids" in self.group.paths
+        used = None if self.group is None else self.group.usage()
+        tree = [] if used is not None and bounded else descendants()
+        resident = self.meter.sample(*(used or tree_usage(tree, self.meter.reaped_cpu)))
         try:
             replace("metrics.json", encode(self.meter.metrics()))
             for output in ("log", self.spec["errors"]):
@@ -174,13 +197,17 @@ class Supervised:
                     self.flags["log_truncated"] = True
         except OSError:
             pass  # a full disk costs a sample, never the job
+        self.flags["oom_killed"] = self._is_out_of_memory(tree, resident)
+        crowded = not bounded and len(tree) > self.spec["processes"]
+        return self.flags["oom_killed"] or crowded
+
+    def _is_out_of_memory(self, tree: "list[int]", resident: int) -> bool:
+        if self.group is not None:
+            # Of cgroups v1 the kernel ends one process only: a run without it is a run that failed.
+            return self.group.ooms() > 0
         memory = self.spec["memory_bytes"]
         # Resident pages that processes share are counted once for each: only the proportional share convicts.
-        if resident > memory and proportional(tree, resident) > memory:
-            self.flags["oom_killed"] = True
-            return True
-        crowded: bool = len(tree) > self.spec["processes"]
-        return crowded
+        return bool(resident > memory and proportional(tree, resident) > memory)
 
     def _reap(self) -> bool:
         """Collect who has ended; whether the job is among them."""
@@ -203,6 +230,8 @@ class Supervised:
         As a subreaper this process inherits every orphan, daemons included. Isolated, the first to die is the
         sandbox's init, and the kernel ends the rest of its namespace.
         """
+        if self.group is not None:
+            self.group.kill()
         while True:
             for pid in descendants():
                 try:
@@ -221,6 +250,8 @@ class Supervised:
     def finish(self) -> None:
         """Write exit.json once nothing of the run is left."""
         self.kill()
+        if self.group is not None:
+            self._close_group(self.group)
         code = os.waitstatus_to_exitcode(self.wait_status)
         code = 128 - code if code < 0 else code
         engine_failed = False
@@ -242,6 +273,19 @@ class Supervised:
         os.ftruncate(self.exit_fd, len(text))
         os.fsync(self.exit_fd)
         os.rename("exit.tmp", self.exit_name)
+
+    def _close_group(self, group: RunGroup) -> None:
+        """The kernel's account of the whole run, and the end of its group."""
+        used = group.usage()
+        self.meter.reaped_cpu = max(self.meter.reaped_cpu, used[0] if used else 0.0)
+        if group.ooms() > 0:
+            # There was nothing else left to give up, so here the peak has no file cache in it.
+            self.meter.mem_peak = max(self.meter.mem_peak, group.memory_peak() / MIB)
+            if not (self.flags["terminated"] or self.flags["timed_out"]):
+                # Of v1 a job may outlive a process of it by a moment, and end as it likes; of v2 it cannot.
+                self.flags["oom_killed"] = True
+                self.wait_status = _signal.SIGKILL
+        group.remove()
 
 
 class Meter:
@@ -265,14 +309,8 @@ class Meter:
         self.reaped_cpu += usage.ru_utime + usage.ru_stime
         self.max_rss = max(self.max_rss, usage.ru_maxrss * 1024)
 
-    def sample(self, tree: "list[int]") -> int:
-        """Look at every process of `tree` once; the resident bytes of all."""
-        cpu, resident = self.reaped_cpu, 0
-        for pid in tree:
-            fields = stat(pid)
-            if fields:
-                cpu += sum(int(ticks) for ticks in fields[11:15]) / _TICK
-                resident += int(fields[21]) * _PAGE
+    def sample(self, cpu: float, resident: int) -> int:
+        """Take down the CPU seconds so far and the bytes of memory now; the latter."""
         now = time.monotonic()
         span = now - self.last
         self.cpu_peak = max(self.cpu_peak, 100 * (cpu - self.cpu) / span)
@@ -308,16 +346,34 @@ class Meter:
         }
 
 
-def _become_job(spec: "dict[str, Any]", gate: int, outputs: "tuple[int, int]", status: int) -> "NoReturn":
-    """In the forked child: limits, descriptors, the gate, then the job's own program."""
+def tree_usage(tree: "list[int]", ended: float) -> "tuple[float, int]":
+    """CPU seconds and resident bytes of every process of `tree` together.
+
+    :param ended: CPU seconds of those that are no more.
+    """
+    cpu, resident = ended, 0
+    for pid in tree:
+        fields = stat(pid)
+        if fields:
+            cpu += sum(int(ticks) for ticks in fields[11:15]) / _TICK
+            resident += int(fields[21]) * _PAGE
+    return cpu, resident
+
+
+def _become_job(
+    spec: "dict[str, Any]", group: "RunGroup | None", gate: int, outputs: "tuple[int, int]", status: int
+) -> "NoReturn":
+    """In the forked child: group, descriptors, limits, the gate, then the job's own program."""
     try:
         os.setsid()
+        if group is not None:
+            group.enter()
+        _place_descriptors(spec, outputs, status)
         for name, (soft, hard) in spec["rlimits"].items():
             resource.setrlimit(name, (soft, hard))
         if spec["cpus"]:
             os.sched_setaffinity(0, spec["cpus"])
         os.nice(spec["nice"])
-        _place_descriptors(spec, outputs, status)
         if os.read(gate, 1) != b"!":
             os._exit(ENGINE_FAILED)
         for number in _signal.valid_signals():
@@ -333,128 +389,21 @@ def _become_job(spec: "dict[str, Any]", gate: int, outputs: "tuple[int, int]", s
 
 
 def _place_descriptors(spec: "dict[str, Any]", outputs: "tuple[int, int]", status: int) -> None:
-    """0: nothing; 1 and 2: the log, or the log and the errors; bubblewrap's two. All others close themselves."""
+    """0: nothing; 1 and 2: the log, or the log and the errors; bubblewrap's own. All others close themselves."""
+    wanted = {1: outputs[0], 2: outputs[1]}
     if spec["isolated"]:
-        args = os.memfd_create("args")
-        write(args, spec["bubblewrap_args"])
-        os.lseek(args, 0, os.SEEK_SET)
-        # First out of the way: either may sit where the other has to go.
-        args, status = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (args, status))
-    copies = [fcntl.fcntl(output, fcntl.F_DUPFD_CLOEXEC, 64) for output in outputs]
-    for number, output in enumerate(copies, start=1):
-        os.dup2(output, number)
-    if spec["isolated"]:
-        os.dup2(args, ARGS_FD)
-        os.dup2(status, STATUS_FD)
+        wanted |= {ARGS_FD: _anonymous(spec["bubblewrap_args"]), STATUS_FD: status}
+        if spec["seccomp"]:
+            wanted[SECCOMP_FD] = _anonymous(spec["seccomp"])
+    # First out of the way: any may sit where another has to go.
+    copies = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in wanted.items()}
+    for number, copy in copies.items():
+        os.dup2(copy, number)
 
 
-def become_subreaper() -> None:
-    """Make orphans of the run this process's children.
-
-    The standard library has no other door to prctl(2) than ctypes, of which this is the part without 4 ms of import.
-    """
-    import _ctypes
-
-    this = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]  # None is this program; the stub forgot it
-    prctl = _ctypes.dlsym(this, "prctl")
-    if _ctypes.call_function(prctl, (_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) != 0:
-        raise OSError("prctl(PR_SET_CHILD_SUBREAPER) failed")
-
-
-def descendants() -> "list[int]":
-    """Every process below this one, parents before children."""
-    found: list[int] = []
-    pending = [os.getpid()]
-    while pending:
-        pid = pending.pop()
-        try:
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                children = _slurp(f"/proc/{pid}/task/{thread}/children").split()
-                pending.extend(int(child) for child in children)
-                found.extend(int(child) for child in children)
-        except OSError:
-            continue  # ended while we looked
-    return found
-
-
-def proportional(tree: "list[int]", fallback: int) -> int:
-    """Bytes of memory of all processes, a page that n of them share counted as 1/n; `fallback` if unreadable."""
-    total = 0
-    for pid in tree:
-        try:
-            for line in _slurp(f"/proc/{pid}/smaps_rollup").splitlines():
-                if line.startswith(b"Pss:"):
-                    total += int(line.split()[1]) * 1024
-        except PermissionError:
-            return fallback
-        except OSError:
-            continue
-    return total
-
-
-def stat(pid: int) -> "list[bytes]":
-    """/proc/<pid>/stat from the state on (field 3 of proc(5)); empty if there is no such process."""
-    try:
-        return _slurp(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    except OSError:
-        return []
-
-
-def start_ticks(pid: int) -> int:
-    """When the process began, in clock ticks since boot, which tells it from a later one of the same number.
-
-    0 if there is no such process, or it has ended and only its entry is left.
-    """
-    fields = stat(pid)
-    return 0 if not fields or fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-def boot_id() -> str:
-    """Which boot of the machine this is."""
-    return _slurp("/proc/sys/kernel/random/boot_id").decode().strip()
-
-
-def encode(values: "dict[str, Any]") -> bytes:
-    """A flat dict of numbers, flags and plain words as JSON (`json` takes 3 ms to import)."""
-    parts = []
-    for key, value in values.items():
-        if isinstance(value, bool):
-            text = "true" if value else "false"
-        else:
-            text = f'"{value}"' if isinstance(value, str) else repr(value)
-        parts.append(f'"{key}": {text}')
-    return ("{" + ", ".join(parts) + "}").encode()
-
-
-def replace(name: str, text: bytes, *, durable: bool = False) -> None:
-    """Write a file so that readers see all of it or nothing; `durable`: also after a power cut."""
-    fd = os.open(name + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        write(fd, text)
-        if durable:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(name + ".tmp", name)
-
-
-def write(fd: int, data: bytes) -> None:
-    """Write all of `data`."""
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def read(fd: int) -> bytes:
-    """Everything up to the end of `fd`."""
-    parts = []
-    while part := os.read(fd, 1 << 16):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _slurp(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return read(fd)
-    finally:
-        os.close(fd)
+def _anonymous(content: bytes) -> int:
+    """A file in memory, at its start."""
+    fd = os.memfd_create("supervisor")
+    write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

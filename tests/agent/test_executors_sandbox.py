@@ -13,6 +13,7 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
+from agent.executors import cgroups
 from agent.executors.base import Executor, ExecutorError, Phase, Run, Unusable
 from agent.executors.notes import Notes, Started
 from agent.executors.sandbox import SandboxExecutor
@@ -37,7 +38,7 @@ IMAGES = ImageTable({**ImageTable.default().entries, "sh": Interpreter(command=(
 
 
 class Sandboxed:
-    """The sandbox executor as the contract sees it: with bubblewrap."""
+    """The sandbox executor as the contract sees it: with bubblewrap, and control groups if they can be had."""
 
     image = "python:v2"
 
@@ -57,10 +58,12 @@ class Sandboxed:
 
 
 class Bare(Sandboxed):
-    """The same without bubblewrap."""
+    """The same without bubblewrap and without control groups."""
 
     def make(self) -> Executor:
-        return SandboxExecutor(IMAGES, allow_unisolated=True, bubblewrap_path=None, sample_seconds=0.05)
+        return SandboxExecutor(
+            IMAGES, allow_unisolated=True, bubblewrap_path=None, groups=cgroups.OFF, sample_seconds=0.05
+        )
 
 
 class SandboxContract(ProcessContract):
@@ -88,7 +91,7 @@ class SandboxContract(ProcessContract):
         return started
 
     async def test_killed_supervisor(self, subject: Subject, executor: Executor, maker: Maker) -> None:
-        run = maker("python", "-c", DAEMON + "open('ran', 'a').write('x')\ntime.sleep(1000)")
+        run = maker("python", "-c", "open('ran', 'a').write('x')\n" + DAEMON + "time.sleep(1000)")
         async with pipe_from(run.volume / "alive") as alive:
             await executor.execute(run)
             assert await alive() == b"x"
@@ -256,9 +259,11 @@ os.wait()
 
 
 class TestBare(SandboxContract):
-    """Plain processes."""
+    """Plain processes, limited without control groups."""
 
-    doomed = "executor = SandboxExecutor(ImageTable.default(), allow_unisolated=True, bubblewrap_path=None)"
+    doomed = (
+        "executor = SandboxExecutor(ImageTable.default(), allow_unisolated=True, bubblewrap_path=None, groups='off')"
+    )
 
     @pytest.fixture
     def subject(self) -> Subject:
@@ -273,7 +278,9 @@ class TestBare(SandboxContract):
         with capture_logs() as logs:
             await executor.check()
             await executor.check()
-        assert [(line["log_level"], line["setting"]) for line in logs] == [("warning", "RAP_ALLOW_UNISOLATED")]
+        warnings = [line["setting"] for line in logs if line["log_level"] == "warning"]
+        assert warnings == ["RAP_ALLOW_UNISOLATED"]
+        assert executor.describe().startswith("no isolation; filter of system calls: none; limits: ")
         assert not executor.isolated
 
 
@@ -296,11 +303,14 @@ class TestBubblewrap(SandboxContract):
     async def test_no_network(self, executor: Executor, maker: Maker) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-            code = f"import socket; print(socket.socket().connect_ex(('127.0.0.1', {port})), socket.if_nameindex())"
+            code = f"""
+import socket
+print(socket.socket().connect_ex(('127.0.0.1', {port})), [line.split(":")[0] for line in open("/proc/net/dev")][2:])
+"""
             for network in (False, True):
                 # Even where the task would allow it: this agent was not told to share its network.
                 run = maker("python", "-c", code, network=network)
-                assert await self.tell(executor, run) == "111 [(1, 'lo')]"
+                assert await self.tell(executor, run) == "111 ['    lo']"
 
     async def test_shared_network(self, maker: Maker) -> None:
         executor = SandboxExecutor(IMAGES, share_network=True)
@@ -405,7 +415,7 @@ print({status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb
 _LAUNCH_ONLY = """
     import subprocess
     await executor.check()
-    command = [sys.executable, "-I", "-S", "-c", sandbox.BOOTSTRAP, os.path.dirname(sandbox.__file__), "launcher"]
+    command = [sys.executable, "-I", "-S", "-c", sandbox.BOOTSTRAP, str(sandbox.ROOT), "launcher"]
     process = subprocess.Popen(command, stdin=executor._write_spec(run, set()), start_new_session=True)
     (run.volume / "launcher").write_text(str(process.pid))
     process.wait()
