@@ -20,7 +20,8 @@ import structlog
 from aiodocker import DockerError
 
 from agent.executors.base import ExecutorError, Exit, Phase, Run, Status
-from agent.executors.docker_engine import GONE, Engine
+from agent.executors.docker_cgroup import Account
+from agent.executors.docker_engine import Engine, is_gone
 from agent.executors.docker_exit import (
     Circumstances,
     compose_exit,
@@ -33,7 +34,7 @@ from agent.executors.docker_exit import (
 )
 from agent.executors.docker_follow import Follower, copy_log, kill
 from agent.executors.docker_images import PAUSE, Images
-from agent.executors.docker_notes import OUTAGE, TERMINATED, TIMED_OUT, Notes
+from agent.executors.docker_notes import OUTAGE, TERMINATED, TIMED_OUT, Notes, add_sample
 from agent.executors.docker_spec import (
     AGENT,
     TASK,
@@ -43,7 +44,8 @@ from agent.executors.docker_spec import (
     container_name,
     database_host,
 )
-from agent.executors.supervisor import boot_id
+from agent.executors.docker_volumes import VolumeUnseen, check_seen, find_entry
+from agent.executors.processes import boot_id
 from common.protocol import OnLoss
 
 TERMINATE_SECONDS: Final = 60.0
@@ -84,6 +86,7 @@ class DockerExecutor:
         self._images = Images(self._engine, settings, pause=pull_pause)
         self._followers: dict[str, Follower] = {}
         self._starts: dict[str, asyncio.Task[None]] = {}
+        self._accounts: dict[str, Account] = {}
 
     async def check(self) -> None:
         """Look at the engine.
@@ -136,14 +139,20 @@ class DockerExecutor:
             extra_hosts=await _resolve(database_host(run)),
         )
         name = container_name(run)
+        entry = await find_entry(run.volume) if flavour.podman else None
         try:
             with contextlib.suppress(_Exists):
                 await self._create(name, body)
-            await self._own(run)
-            await self._engine.call(lambda docker: docker.containers.container(name).start())
+            made = await self._own(run)
+            if entry is not None:
+                await check_seen(self._engine, name, entry)
+            await self._begin(run, name, made)
         except DockerError as error:
             await self._remove(name)
             raise self._explain(run, error) from error
+        except VolumeUnseen:
+            await self._remove(name)
+            raise
         container = await self._own(run)
         if container is None:
             raise ExecutorError(f"container {name} was removed as it was started", fatal=False)
@@ -151,6 +160,16 @@ class DockerExecutor:
         await asyncio.to_thread(Notes(run.state_dir).start, str(container["Id"]), started)
         if not has_ended(container):
             self._follow(run, started)
+
+    async def _begin(self, run: Run, name: str, made: Mapping[str, Any] | None) -> None:
+        account = Account(str(made["Id"])) if made else None
+        try:
+            await self._engine.call(lambda docker: docker.containers.container(name).start())
+        finally:
+            if account is not None and account.newest is not None:
+                self._accounts[run.task_id] = account
+            elif account is not None:  # not on this machine, or not begun
+                await account.close()
 
     async def _create(self, name: str, body: Mapping[str, Any]) -> None:
         try:
@@ -208,7 +227,7 @@ class DockerExecutor:
         if (noted := await asyncio.to_thread(notes.exit)) is not None:
             return noted
         container = await self._own(run)
-        metrics = (await asyncio.to_thread(notes.usage)).metrics()
+        metrics = await self._sum_up(run, container)
         terminated = await asyncio.to_thread(notes.marked, TERMINATED)
         if container is None:
             started = await asyncio.to_thread(notes.started)
@@ -223,6 +242,20 @@ class DockerExecutor:
             await self._copy_rest(run)
             ended = compose_exit(container, await self._look_around(notes, container, terminated), metrics)
         return await asyncio.to_thread(notes.keep_exit, ended)
+
+    async def _sum_up(self, run: Run, container: Mapping[str, Any] | None) -> dict[str, float]:
+        """The four metrics of a run that is over: what the engine told, and of a short one what the kernel counted."""
+        usage = await asyncio.to_thread(Notes(run.state_dir).usage)
+        account = self._accounts.get(run.task_id)
+        if account is None or container is None or not has_ended(container):
+            return usage.metrics()
+        await account.close()
+        self._accounts.pop(run.task_id, None)
+        if (newest := account.newest) is not None:
+            started, finished = (time_ns(container["State"].get(name)) for name in ("StartedAt", "FinishedAt"))
+            # The newest reading of a short run may be from its very beginning, or from just before.
+            usage = add_sample(usage, newest.stats(), started_ns=started, now_ns=max(newest.at_ns, finished))
+        return usage.metrics()
 
     async def _copy_rest(self, run: Run) -> None:
         try:
@@ -329,11 +362,28 @@ class DockerExecutor:
             return {}
         return await self._follow(run, status.started_at_ns).sample()
 
+    async def layer_bytes(self, run: Run) -> int:
+        """Bytes in the container's own layer: what the run has written outside its volume, /tmp above all.
+
+        The engine walks the layer for it.
+
+        :raises ExecutorError: the engine cannot be asked now.
+        """
+        name = container_name(run)
+        try:
+            found = await self._engine.call(lambda _: self._engine.get_json(f"containers/{name}/json", {"size": "1"}))
+        except DockerError as error:
+            raise ExecutorError(f"cannot ask for the size of {name}: {error.message}", fatal=False) from error
+        size = found.get("SizeRw") if isinstance(found, dict) else None
+        return size if isinstance(size, int) else 0
+
     async def cleanup(self, run: Run) -> None:
         """Remove the container, whatever it does, and the notes."""
         await self._until_started(run)
         container = await self._own(run)
         follower = self._followers.pop(run.task_id, None)
+        if (account := self._accounts.pop(run.task_id, None)) is not None:
+            await account.close()
         if follower is not None:
             follower.task.cancel()
             await asyncio.gather(follower.task, return_exceptions=True)
@@ -348,7 +398,7 @@ class DockerExecutor:
         try:
             await self._engine.call(lambda docker: docker.containers.container(name).delete(force=True, v=True))
         except DockerError as error:
-            if error.status != GONE and not (error.status == CONFLICT and "already in progress" in error.message):
+            if not is_gone(error) and not (error.status == CONFLICT and "already in progress" in error.message):
                 raise ExecutorError(f"cannot remove container {name}: {error.message}", fatal=False) from error
 
     async def _until_started(self, run: Run) -> None:
@@ -360,6 +410,8 @@ class DockerExecutor:
         await self._images.close()
         tasks = [*self._starts.values(), *(follower.task for follower in self._followers.values())]
         self._followers.clear()
+        await asyncio.gather(*(account.close() for account in self._accounts.values()))
+        self._accounts.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,6 +5,7 @@ restart) is simply asked again: jobs that it keeps alive meanwhile must not fail
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -28,7 +29,7 @@ INSPECT: Final = 15.0
 PATIENCE: Final = 60.0
 FIRST_DELAY: Final = 0.05
 LONGEST_DELAY: Final = 2.0
-GONE: Final = 404
+_NOT_FOUND: Final = 404
 NO_CONNECTION: Final = 900
 """The status that aiodocker gives an engine that cannot be reached."""
 
@@ -55,6 +56,31 @@ def is_outage(error: BaseException) -> bool:
         return error.status in (NO_CONNECTION, 502, 503, 504)
     # ValueError: an answer that was cut in the middle is no JSON any more.
     return isinstance(error, (aiohttp.ClientError, OSError, TimeoutError, ValueError))
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether the engine says that it does not have what it was asked for.
+
+    Podman, asked while it removes a container, calls that an error of its own.
+    """
+    return isinstance(error, DockerError) and (
+        error.status == _NOT_FOUND or "no such container" in error.message.lower()
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in the kernel's words where it was the kernel: the libraries wrap them three times."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, aiohttp.ClientConnectorError):
+            cause = cause.os_error
+        if isinstance(cause, OSError) and cause.errno is not None:
+            # asyncio has words of its own for a refused connection, and the resolver has numbers of its own.
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, DockerError):
+        return str(error.message)
+    return "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
 
 
 class Engine:
@@ -87,11 +113,10 @@ class Engine:
                 version = await self.docker.version()
                 info = await self.docker.system.info()
         except (DockerError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            reason = error.message if isinstance(error, DockerError) else str(error) or type(error).__name__
             await self.close()
             raise Unusable(
-                f"cannot use the container engine at {self.host}: {reason}; is it running, may this user open its "
-                f"socket? {SETTING} or DOCKER_HOST says where it is"
+                f"cannot use the container engine at {self.host}: {_reason(error)}; is it running, may this user open "
+                f"its socket? {SETTING} or DOCKER_HOST says where it is"
             ) from error
         self._flavour = _judge(self.host, version, info)
         return self._flavour
@@ -122,7 +147,7 @@ class Engine:
                 if not is_outage(error):
                     raise
                 if asyncio.get_running_loop().time() + delay > until:
-                    raise EngineAway(self.host, error if str(error) else type(error).__name__) from error
+                    raise EngineAway(self.host, _reason(error)) from error
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY)
 
@@ -133,7 +158,7 @@ class Engine:
             try:
                 return await docker.containers.container(name).show()
             except DockerError as error:
-                if error.status == GONE:
+                if is_gone(error):
                     return None
                 raise
 
@@ -151,8 +176,7 @@ class Engine:
 
         :raises DockerError: it answered with an error.
         """
-        base = "http://localhost" if self.host.startswith("unix://") else _http(self.host)
-        url = f"{base}/v{(await self.flavour()).api}/{path}"
+        url = f"{self._base()}/v{(await self.flavour()).api}/{path}"
         timeout = aiohttp.ClientTimeout(total=seconds)
         async with self.docker.session.get(url, params=dict(params), timeout=timeout) as response:
             if response.status >= 400:
@@ -163,6 +187,19 @@ class Engine:
         """An answer of the engine to GET, once."""
         async with self.stream(path, params, seconds=INSPECT) as response:
             return await response.json(content_type=None)
+
+    async def head(self, path: str) -> None:
+        """Ask for a path without wanting its contents, once.
+
+        :raises DockerError: the engine does not have it.
+        """
+        url = f"{self._base()}/v{(await self.flavour()).api}/{path}"
+        async with self.docker.session.head(url, timeout=aiohttp.ClientTimeout(total=INSPECT)) as response:
+            if response.status >= 400:
+                raise DockerError(response.status, response.reason or "")
+
+    def _base(self) -> str:
+        return "http://localhost" if self.host.startswith("unix://") else _http(self.host)
 
     async def goes_away(self, name: str, seconds: float) -> bool:
         """Whether the engine breaks off an open question within some seconds, which only its own end does.

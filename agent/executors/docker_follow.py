@@ -12,7 +12,7 @@ import structlog
 from aiodocker import DockerError
 
 from agent.executors.base import ExecutorError, Exit, Run
-from agent.executors.docker_engine import FIRST_DELAY, GONE, LONGEST_DELAY, Engine, is_outage
+from agent.executors.docker_engine import FIRST_DELAY, LONGEST_DELAY, Engine, is_gone, is_outage
 from agent.executors.docker_exit import has_ended
 from agent.executors.docker_notes import OUTAGE, TIMED_OUT, Notes, Spool, Usage, add_sample
 
@@ -124,7 +124,7 @@ class Follower:
                 if container is None or has_ended(container):
                     return
             except Exception as error:
-                if isinstance(error, DockerError) and error.status == GONE:
+                if is_gone(error):
                     return
                 if not isinstance(error, (ExecutorError, DockerError)) and not is_outage(error):
                     raise

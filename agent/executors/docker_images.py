@@ -7,7 +7,7 @@ import structlog
 from aiodocker import Docker, DockerError
 
 from agent.executors.base import ExecutorError, Run
-from agent.executors.docker_engine import GONE, INSPECT, Engine, is_outage
+from agent.executors.docker_engine import INSPECT, Engine, is_gone, is_outage
 from agent.executors.docker_spec import DockerSettings, check_allowed, references
 
 TRIES: Final = 3
@@ -83,7 +83,7 @@ class Images:
             try:
                 return await docker.images.inspect(reference)
             except DockerError as error:
-                if error.status == GONE:
+                if is_gone(error):
                     return None
                 raise
 

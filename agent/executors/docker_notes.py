@@ -16,7 +16,7 @@ import orjson
 from attrs import evolve, frozen
 
 from agent.executors.base import ExecutorError, Exit
-from agent.executors.supervisor import boot_id
+from agent.executors.processes import boot_id
 from common.convert import dumps, loads
 
 TERMINATED: Final = "terminate"

@@ -22,6 +22,8 @@ DEFAULT_NETWORK: Final = "jobrunner-db"
 PROCESSES: Final = 1024
 """How many processes and threads one job may have."""
 OPEN_FILES: Final = 4096
+LEAST_MEMORY: Final = 6 << 20
+"""Bytes. Docker refuses less; with Podman the container's own start would fail, with words about its cgroup."""
 NOWHERE: Final = "192.0.2.0"
 """A name server that does not exist (RFC 5737): a database job may resolve no name but the database's."""
 TASK: Final = "org.rap-controller.task"
@@ -53,11 +55,13 @@ class DockerSettings:
     """Host that stands in for the registry's when images are pulled; empty to go there directly."""
     pull_seconds: float = 1200.0
     database_network: str = DEFAULT_NETWORK
+    dummy_data: bool = False
+    """Whether there is no database, so that database jobs are in the engine's default network (section 5.5)."""
     host_volume_dir: Path | None = None
     """Where the engine sees the folder of volumes, if that differs from where the agent does."""
 
 
-def read_settings(environ: Environ, agent_id: str) -> DockerSettings:
+def read_settings(environ: Environ, agent_id: str, *, dummy_data: bool = False) -> DockerSettings:
     """Ask `environ` for the settings; faults stay in it until its `finish`."""
     default = environ.converted("DOCKER_HOST", DEFAULT_HOST, _host)
     user = environ.integer("DOCKER_USER_ID", os.getuid())
@@ -74,6 +78,7 @@ def read_settings(environ: Environ, agent_id: str) -> DockerSettings:
         proxy=environ.converted("DOCKER_PROXY", "", _proxy),
         pull_seconds=environ.number("IMAGE_PULL_TIMEOUT", 1200, least=1),
         database_network=environ.converted("DATABASE_ACCESS_NETWORK", DEFAULT_NETWORK, _network_name),
+        dummy_data=dummy_data,
         host_volume_dir=Path(given) if given else None,
     )
 
@@ -146,13 +151,19 @@ def _untagged(image: str) -> str:
 def check_words(run: Run) -> None:
     """Refuse what no process can be given.
 
-    :raises ExecutorError: fatal, naming the variable; values are secrets.
+    :raises ExecutorError: fatal, naming the variable or the limit; values are secrets.
     """
     for name, value in run.env.items():
         if not name or "=" in name or "\0" in name + value:
             raise ExecutorError(f"Environment variable {name!r} has a malformed name or value", fatal=True)
     if any("\0" in argument for argument in run.args):
         raise ExecutorError("An argument of the command contains a NUL character", fatal=True)
+    if run.limits.memory_bytes < LEAST_MEMORY:
+        raise ExecutorError(
+            f"Memory limit of {run.limits.memory_bytes} bytes is below the {LEAST_MEMORY >> 20} MiB that a container "
+            "needs (<BACKEND>_JOB_MEMORY_LIMIT of the controller)",
+            fatal=True,
+        )
 
 
 def database_host(run: Run) -> str | None:
@@ -226,14 +237,16 @@ def _host_config(run: Run, settings: DockerSettings, host_cpus: int, podman: boo
         "Memory": run.limits.memory_bytes,
         "MemorySwap": run.limits.memory_bytes,  # memory and swap together: no swap
         "PidsLimit": PROCESSES,
-        "Ulimits": [{"Name": name, "Soft": most, "Hard": most} for name, most in _ulimits(podman).items()],
+        "Ulimits": [{"Name": name, "Soft": most, "Hard": most} for name, most in _ulimits(run, podman).items()],
         "Mounts": [{"Type": "bind", "Source": str(volume.absolute()), "Target": "/workspace", "ReadOnly": False}],
         "LogConfig": _log_config(podman),
     }
 
 
-def _ulimits(podman: bool) -> dict[str, int]:
+def _ulimits(run: Run, podman: bool) -> dict[str, int]:
     limits = {"core": 0, "nofile": OPEN_FILES}
+    if run.limits.disk_bytes is not None:
+        limits["fsize"] = run.limits.disk_bytes  # of each file; all together are the agent's to look at
     # Podman sets one of its own where none is given, higher than a root without CAP_SYS_RESOURCE may go. It counts
     # all processes of the user; the bound on one job's is PidsLimit.
     return limits | {"nproc": 32 * PROCESSES} if podman else limits
@@ -248,6 +261,8 @@ def _log_config(podman: bool) -> dict[str, Any]:
 def _network(run: Run, settings: DockerSettings, extra_hosts: Mapping[str, str]) -> dict[str, Any]:
     if not run.network:
         return {"NetworkMode": "none"}
+    if settings.dummy_data:
+        return {}
     return {
         "NetworkMode": settings.database_network,
         "Dns": [NOWHERE],

@@ -100,13 +100,15 @@ class SlurmExecutor:
             for program in PROGRAMS:
                 if not await asyncio.to_thread(shutil.which, program):
                     raise Unusable(
-                        f"RAP_EXECUTOR=slurm, but there is no {program} in PATH: install the cluster's client "
-                        "programs (Debian: slurm-client), or set RAP_EXECUTOR to another executor"
+                        f"there is no {program} in PATH: install the cluster's client programs (Debian: "
+                        "slurm-client), or set RAP_EXECUTOR to another executor"
                     )
             try:
                 await self._slurm.ping()
             except (Away, Busy, Refused) as error:
-                raise Unusable(f"RAP_EXECUTOR=slurm, but slurmctld does not answer: {error}") from error
+                raise Unusable(
+                    f"slurmctld does not answer: {error}; see `scontrol ping`, and whether SLURM_CONF must be set"
+                ) from error
             partition = self._options.partition
             if partition and not await self._slurm.has_partition(partition):
                 raise Unusable(f"{PARTITION_SETTING} is {partition!r}, which is no partition of this cluster")

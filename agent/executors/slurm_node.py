@@ -17,7 +17,7 @@ import os
 import resource
 import subprocess
 
-from agent.executors import supervisor
+from agent.executors import processes, supervisor
 
 TYPE_CHECKING = False  # as in `supervisor`
 if TYPE_CHECKING:
@@ -33,6 +33,17 @@ class SupervisedOnNode(supervisor.Supervised):
     def __init__(self, spec: "dict[str, Any]") -> None:
         super().__init__(spec)
         self.ooms = oom_kills()
+
+    def watch(self) -> None:
+        """Sleep until the job ends, or has to; if we are root, woken before any process of the job."""
+        come_first()
+        super().watch()
+
+    def kill(self) -> None:
+        """End every process of the run; first the sandbox itself, with which all others end, however many."""
+        if self.job:
+            os.kill(self.job, _signal.SIGKILL)
+        super().kill()
 
     def _exceeds(self) -> bool:
         # The signal comes through slurmctld, which may be away; this file does not.
@@ -56,6 +67,20 @@ class SupervisedOnNode(supervisor.Supervised):
         super().finish()
 
 
+def come_first() -> bool:
+    """Let the kernel prefer this process to all ordinary ones; False if it does not.
+
+    Root's processes have no bound that the kernel keeps, unless by control groups, which are Slurm's here. Beside ten
+    thousand of them a process like any other would come too late, or never. Whoever is not root may not be preferred,
+    but has that bound.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        return False
+    return True
+
+
 def run(state_dir: str) -> None:
     """Own the run, if it is still to be had, and supervise it to its end."""
     os.closerange(3, 256)
@@ -77,7 +102,7 @@ def run(state_dir: str) -> None:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
         if run is not None and run.under_way:
             run.kill()
-            supervisor.replace("fault", f"{type(error).__name__}: {error}".encode())
+            processes.replace("fault", f"{type(error).__name__}: {error}".encode())
         os._exit(1)
 
 
@@ -95,10 +120,10 @@ def claim() -> "dict[str, Any]":
         if not os.path.exists(mine):
             raise
     fd = os.open(mine, os.O_RDONLY)
-    spec: dict[str, Any] = marshal.loads(supervisor.read(fd))  # noqa: S302  # the agent's file, readable by us only
+    spec: dict[str, Any] = marshal.loads(processes.read(fd))  # noqa: S302  # the agent's file, readable by us only
     os.close(fd)
     node = {"slurm_job_id": int(job), "node": os.environ.get("SLURMD_NODENAME", "")}
-    supervisor.replace("node.json", supervisor.encode(node), durable=True)
+    processes.replace("node.json", processes.encode(node), durable=True)
     os.unlink(mine)
     return spec
 
@@ -106,7 +131,7 @@ def claim() -> "dict[str, Any]":
 def oom_kills(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int:
     """How many processes the kernel has killed in this process's cgroup for want of memory; 0 if nobody counts."""
     try:
-        lines = supervisor._slurp(own).decode().splitlines()
+        lines = processes.slurp(own).decode().splitlines()
     except OSError:
         return 0
     for line in lines:
@@ -118,7 +143,7 @@ def oom_kills(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> i
         else:
             continue
         try:
-            for count in supervisor._slurp(counter).decode().splitlines():
+            for count in processes.slurp(counter).decode().splitlines():
                 if count.startswith("oom_kill "):
                     return int(count.split()[1])
         except OSError:

@@ -33,10 +33,26 @@ log = structlog.get_logger()
 async def probe(
     slurm: Slurm, options: Options, bubblewrap: Bubblewrap | None, folders: Sequence[Path], seconds: float
 ) -> None:
+    """As `ask`, where having no answer is no reason not to start.
+
+    :raises Unusable: a node lacks something, or Slurm takes no jobs from us.
+    """
+    try:
+        await ask(slurm, options, bubblewrap, folders, seconds)
+    except (Away, Busy, TimeoutError) as error:
+        log.warning("no node could be asked; a fault of theirs will show in the first job", reason=str(error))
+
+
+async def ask(
+    slurm: Slurm, options: Options, bubblewrap: Bubblewrap | None, folders: Sequence[Path], seconds: float
+) -> None:
     """Let a node say what it sees.
 
     :param folders: what it has to see, the first of them for question and answer.
     :raises Unusable: it lacks something, or Slurm takes no jobs from us.
+    :raises Away: slurmctld does not answer.
+    :raises Busy: the cluster takes no jobs now.
+    :raises TimeoutError: no node was free in time.
     """
     folder = folders[0] / f".slurm-probe-{uuid.uuid4().hex}"
     await asyncio.to_thread(_write_question, folder, folders, bubblewrap)
@@ -45,8 +61,6 @@ async def probe(
         wanted = [*options.placing(), "--job-name=rap-probe", "--mem=64M", "--time=2", "--output=/dev/null"]
         job_id = await slurm.submit(wanted, script(options.python, PROBE_BOOTSTRAP, folder))
         judge_answer(await _answer(slurm, folder, job_id, seconds))
-    except (Away, Busy, TimeoutError) as error:
-        log.warning("no node could be asked; a fault of theirs will show in the first job", reason=str(error))
     except Refused as error:
         raise Unusable(
             f"Slurm refuses jobs: {error} (settings {PARTITION_SETTING}, RAP_SLURM_ACCOUNT, RAP_SLURM_QOS and "

@@ -71,6 +71,13 @@ def test_database_jobs_reach_one_network_and_resolve_one_name() -> None:
     assert host["ExtraHosts"] == ["db.example.org:10.0.0.7"]
 
 
+def test_where_data_are_dummies_database_jobs_have_the_engines_own_network() -> None:
+    dummy = attrs.evolve(SETTINGS, dummy_data=True)
+    host = body(attrs.evolve(RUN, network=True, env={}), settings=dummy)["HostConfig"]
+    assert not {"NetworkMode", "Dns", "ExtraHosts"} & set(host)
+    assert body(settings=dummy)["HostConfig"]["NetworkMode"] == "none"
+
+
 def test_other_jobs_have_no_database_whatever_their_environment_says() -> None:
     assert database_host(RUN) is None
 
@@ -90,6 +97,14 @@ def test_secrets_are_in_the_environment_only() -> None:
 def test_volumes_of_an_agent_in_a_container() -> None:
     made = body(settings=attrs.evolve(SETTINGS, host_volume_dir=Path("/mnt/volumes")))
     assert made["HostConfig"]["Mounts"][0]["Source"] == "/mnt/volumes/abc-001"
+
+
+@pytest.mark.parametrize("podman", [False, True])
+def test_a_limit_on_disk_bounds_each_file(podman: bool) -> None:
+    limits = attrs.evolve(RUN.limits, disk_bytes=1 << 30)
+    bound = {"Name": "fsize", "Soft": 1 << 30, "Hard": 1 << 30}
+    assert bound in body(attrs.evolve(RUN, limits=limits), podman=podman)["HostConfig"]["Ulimits"]
+    assert "fsize" not in str(body(podman=podman)["HostConfig"]["Ulimits"])
 
 
 def test_podman_has_other_log_drivers() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import signal
+import socket
 import stat
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +15,9 @@ import pytest
 from attrs import evolve
 from structlog.testing import capture_logs
 
+from agent.executors import survey as surveys
 from agent.executors.base import Executor, ExecutorError, Phase, Run, Unusable
+from agent.executors.choice import Prospect, Standing
 from agent.executors.notes import Notes
 from agent.executors.sandbox import SandboxExecutor
 from agent.executors.slurm import SlurmExecutor
@@ -441,6 +444,25 @@ async def test_unusable(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.Mo
         await make().check()
 
 
+async def test_database_jobs_have_the_nodes_network_if_the_operator_says_so(cluster: Cluster, maker: Maker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = f"import socket; print(socket.socket().connect_ex(('127.0.0.1', {server.getsockname()[1]})))"
+
+        async def connect(*, shared: bool, network: bool) -> bytes:
+            sandbox = SandboxExecutor(IMAGES, sample_seconds=0.05, share_network=shared)
+            executor = SlurmExecutor(sandbox, OPTIONS, settle_seconds=1.0)
+            run = maker("python", "-c", code, network=network)
+            await executor.execute(run)
+            await ended(executor, run)
+            said = await executor.logs(run, 0, 100)
+            await executor.close()
+            return said.strip()
+
+        choices = ((True, True), (True, False), (False, True))
+        said = await asyncio.gather(*(connect(shared=shared, network=network) for shared, network in choices))
+        assert said == [b"0", b"111", b"111"]
+
+
 async def test_secrets_are_seen_by_the_job_only(cluster: Cluster, maker: Maker) -> None:
     """While the run waits in the queue; the contract looks while it runs."""
     run = maker("python", "-c", "pass", SECRET, env={"DATABASE_URL": SECRET}, network=True)
@@ -521,3 +543,26 @@ async def test_one_question_for_all_runs(cluster: Cluster, maker: Maker, monkeyp
     assert loop.time() - began >= 2 * OPTIONS.poll_seconds
     await asyncio.gather(*(executor.terminate(run) for run in runs))
     assert all(exit.terminated for exit in await asyncio.gather(*waiting))
+
+
+async def test_what_is_said_of_a_cluster_before_it_is_chosen(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node has to answer; a cluster whose nodes are busy, or whose slurmctld is away, is passed over."""
+    monkeypatch.setattr(surveys, "_NODE_SECONDS", 20.0)
+    values = {"DOCKER_HOST": f"unix://{tmp_path}/none"}
+
+    async def look(**more: str) -> Prospect:
+        found = await surveys.survey({**values, **more}, [tmp_path], seconds=30.0)
+        return next(each for each in found if each.name == "slurm")
+
+    ready = await look()
+    assert (ready.standing, ready.isolated) == (Standing.READY, True), ready
+    assert ready.version.startswith("slurm")
+    unknown = await look(RAP_SLURM_PARTITION="nope")
+    assert (unknown.standing, "RAP_SLURM_PARTITION" in unknown.finding) == (Standing.UNUSABLE, True)
+    monkeypatch.setattr(surveys, "_NODE_SECONDS", 1.0)
+    busy = await look(RAP_SLURM_PARTITION="closed")
+    assert (busy.standing, "none was free" in busy.finding) == (Standing.ON_REQUEST, True)
+    assert not await ask(cluster, "squeue", "--noheader", "--name=rap-probe")
+    assert not await asyncio.to_thread(lambda: list(tmp_path.glob(".slurm-probe-*")))

@@ -1,0 +1,26 @@
+"""Curious jobs in Podman's containers, whose settings and filter of system calls are its own.
+
+What bounds a greedy one is the same kernel as with Docker, told the same (tests.agent.test_executors_podman).
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.agent import podman_host
+from tests.agent.docker_host import Host
+from tests.agent.hostile_contract import CuriousContract
+from tests.agent.test_hostile_docker import InContainers
+
+pytestmark = pytest.mark.slow  # real containers
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    """The service of this module."""
+    with podman_host.service() as host:
+        yield host
+
+
+class TestPodman(InContainers, CuriousContract):
+    possible = frozenset({"become_root_of_a_new_namespace"})
