@@ -21,7 +21,9 @@ from attrs import frozen
 
 from agent.core.definition import check_workspace
 from agent.core.errors import BadDefinition, OutputClash
-from agent.outputs.workspaces import Places, read_json, remove_tree, replacing
+from agent.outputs.copies import force
+from agent.outputs.trees import remove_tree, walk
+from agent.outputs.workspaces import Places, read_json, replacing, sync_folder
 
 _SUFFIX: Final = ".tar.gz"
 
@@ -63,12 +65,14 @@ def describe(places: Places, name: str) -> Workspace:
     folder, archive = places.high_workspace(_checked(name)), places.archived(name)
     if archive is None and not folder.is_dir():
         raise NotPossible(f"There is no workspace {name!r} in {folder.parent}.")
-    states = [os.lstat(folder / path) for path in _files(folder)]
-    newest = max((state.st_mtime for state in states), default=None)
+    files, size, newest = 0, 0, None
+    for path in walk(folder):
+        state = os.lstat(f"{folder}/{path}")
+        files, size, newest = files + 1, size + state.st_size, max(state.st_mtime, newest or 0)
     return Workspace(
         name=name,
-        files=len(states),
-        bytes=sum(state.st_size for state in states),
+        files=files,
+        bytes=size,
         changed_at=None if newest is None else datetime.fromtimestamp(newest, UTC),
         archive=archive,
     )
@@ -154,17 +158,13 @@ def _folders(parent: Path) -> list[Path]:
     return [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
 
 
-def _files(folder: Path) -> list[str]:
-    """Every file below `folder`, as relative paths in order; links are not followed."""
-    found = []
-    for parent, _, names in os.walk(folder):
-        found += [os.path.relpath(os.path.join(parent, each), folder) for each in names]
-    return sorted(found)
-
-
-def _fingerprint(folder: Path) -> list[tuple[str, int, int]]:
-    states = [(path, os.lstat(folder / path)) for path in _files(folder)]
-    return [(path, state.st_size, state.st_mtime_ns) for path, state in states]
+def _fingerprint(folder: Path) -> bytes:
+    """Changes when a file below `folder` does."""
+    digest = hashlib.sha256()
+    for path in walk(folder):
+        state = os.lstat(f"{folder}/{path}")
+        digest.update(f"{path!r} {state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogatepass"))
+    return digest.digest()
 
 
 def _refuse_if_busy(places: Places, name: str) -> None:
@@ -182,7 +182,7 @@ def _write(target: Path, folder: Path, name: str) -> Path:
             replacing(target, mode=0o600) as file,
             tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as archive,
         ):
-            for path in _files(folder):
+            for path in walk(folder):
                 archive.add(folder / path, arcname=f"{name}/{path}", recursive=False)
     except (OSError, OutputClash) as error:
         raise NotPossible(f"{target} cannot be written: {error}") from error
@@ -217,7 +217,7 @@ def _compare(archive: Path, folder: Path, name: str) -> None:
 
     :raises NotPossible: it does not.
     """
-    expected = set(_files(folder))
+    expected = set(walk(folder))
     with _opened(archive) as tar:
         for member in tar:
             path = member.name.partition("/")[2]
@@ -250,6 +250,8 @@ def _extract(archive: Path, folder: Path, name: str) -> None:
         if [path.name for path in beside.iterdir()] not in ([name], []):
             raise NotPossible(f"{archive} is no archive of workspace {name!r}.")
         (beside / name).mkdir(exist_ok=True)
+        force(beside / name)  # the archive, which has all of it on disk, is about to go
         (beside / name).replace(folder)
+        sync_folder(folder.parent)
     finally:
         remove_tree(beside)

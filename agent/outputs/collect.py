@@ -4,22 +4,30 @@ Globs are relative to the volume, `*` does not cross `/`, and only files match. 
 followed if its end lies in the volume too; one that leaves it is refused, whatever it points to.
 """
 
+import contextlib
+import errno
+import itertools
 import os
 import re
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from attrs import frozen
+from attrs import define, field, frozen
 
-from agent.outputs.workspaces import TIMESTAMP, Copied, Stopped, copy, regain, resolve_inside
+from agent.core.errors import UnsafePath
+from agent.outputs.copies import Batch, Copied
+from agent.outputs.trees import order, regain, walk
+from agent.outputs.workspaces import TIMESTAMP, Stopped, resolve_inside
 
 METADATA: Final = "metadata"
 """The folder of a workspace that holds the manifest and the logs: an output there could forge them."""
 UNMATCHED_LIMIT: Final = 1000
 """Most unmatched outputs that are remembered; a job may write millions of files."""
+LINKED_LIMIT: Final = 10_000
+"""Most folders that are entered through a link: a few links that lead around can make any number of paths."""
 
 
 @frozen(kw_only=True)
@@ -32,13 +40,6 @@ class Findings:
     unmatched_outputs: tuple[str, ...] = ()
 
 
-def _children(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 def _translate(part: str) -> re.Pattern[str]:
     """What one component of a glob matches, in time linear in the name.
 
@@ -49,37 +50,128 @@ def _translate(part: str) -> re.Pattern[str]:
     return re.compile(first + "".join(f"(?>.*?{piece})" for piece in middle) + f".*{last}", re.DOTALL)
 
 
-def _walk_pattern(volume: Path, done: str, parts: list[str]) -> Iterator[str]:
-    """Paths below `done` (relative, resolved step by step) that match the remaining parts."""
-    here = resolve_inside(volume, done) if done else volume
-    part, rest = parts[0], parts[1:]
-    if "*" in part:
-        regex = _translate(part)
-        names = [name for name in _children(here) if regex.fullmatch(name)]
-    else:
-        names = [part] if os.path.lexists(here / part) else []
-    for name in names:
-        path = f"{done}/{name}" if done else name
-        if rest:
-            if (here / name).is_dir():
-                yield from _walk_pattern(volume, path, rest)
-        elif _is_file(volume, here, path, name):
-            yield path
+@define
+class _Globs:
+    """What is looked for in one folder: the rests of all patterns that have led there, with their numbers."""
+
+    literal: dict[str, list[tuple[int, int]]] = field(factory=dict)
+    """Name -> pattern's number, and how many of its components are behind it."""
+    starred: dict[str, list[tuple[int, int]]] = field(factory=dict)
+
+    def add(self, part: str, wanted: tuple[int, int]) -> None:
+        (self.starred if "*" in part else self.literal).setdefault(part, []).append(wanted)
 
 
-def _is_file(volume: Path, here: Path, path: str, name: str) -> bool:
-    if (here / name).is_symlink():
-        return resolve_inside(volume, path).is_file()
-    return stat.S_ISREG(os.lstat(here / name).st_mode)
+class _Search:
+    """One walk through a volume for all patterns together: each folder is read once for each way into it."""
+
+    def __init__(self, volume: Path, patterns: Sequence[str], stop: threading.Event) -> None:
+        self._volume = os.fspath(volume)
+        self._patterns = [pattern.split("/") for pattern in patterns]
+        self._stop = stop
+        self._links = 0
+        self.matched: set[int] = set()
+        """Numbers of the patterns that match something."""
+        self.outputs: dict[str, int] = {}
+        """Path -> number of the first pattern that matches it."""
+
+    def run(self) -> None:
+        """Look everywhere.
+
+        :raises UnsafePath: see `find`.
+        :raises Stopped: `stop` was set.
+        """
+        start = _Globs()
+        for number, parts in enumerate(self._patterns):
+            start.add(parts[0], (number, 1))
+        waiting = [("", self._volume, start)]
+        while waiting:
+            if self._stop.is_set():
+                raise Stopped
+            waiting += self._visit(*waiting.pop())
+
+    def _visit(self, done: str, here: str, globs: _Globs) -> Iterator[tuple[str, str, _Globs]]:
+        """Note the matches in one folder; the folders in it that are to be visited.
+
+        :param done: the folder's path as the patterns see it, and `here` where it really is.
+        """
+        starred = [(_translate(part).fullmatch, wanted) for part, wanted in globs.starred.items()]
+        for name, kind in self._names(here, globs):
+            wanted = list(globs.literal.get(name, ()))
+            for fits, more in starred:
+                if fits(name):
+                    wanted += more
+            path = f"{done}/{name}" if done else name
+            ends = [number for number, behind in wanted if behind == len(self._patterns[number])]
+            if ends and not _is_the_agents(path) and self._is_file(path, kind):
+                self.matched.update(ends)
+                self.outputs[path] = min(ends)
+            below = _Globs()
+            for number, behind in wanted:
+                if behind < len(self._patterns[number]):
+                    below.add(self._patterns[number][behind], (number, behind + 1))
+            real = self._enter(path, f"{here}/{name}", kind) if below.literal or below.starred else None
+            if real is not None:
+                yield path, real, below
+
+    def _names(self, here: str, globs: _Globs) -> Iterator[tuple[str, int]]:
+        """The names in a folder that may match, each with its file type."""
+        kinds: dict[str, int] = {}
+        try:
+            if globs.starred:
+                with os.scandir(here) as entries:
+                    for entry in entries:
+                        kinds[entry.name] = _kind(entry)
+            else:
+                for name in globs.literal:
+                    with contextlib.suppress(FileNotFoundError):
+                        kinds[name] = stat.S_IFMT(os.lstat(f"{here}/{name}").st_mode)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                raise
+        return iter(kinds.items())
+
+    def _is_file(self, path: str, kind: int) -> bool:
+        if kind == stat.S_IFLNK:
+            return resolve_inside(Path(self._volume), path).is_file()
+        return kind == stat.S_IFREG
+
+    def _enter(self, path: str, real: str, kind: int) -> str | None:
+        """Where a folder really is; None if it is none.
+
+        :raises UnsafePath: it is a link out of the volume, or there are too many links.
+        """
+        if kind != stat.S_IFLNK:
+            return real if kind == stat.S_IFDIR else None
+        if not os.path.isdir(real):
+            return None
+        self._links += 1
+        if self._links > LINKED_LIMIT:
+            raise UnsafePath(f"More than {LINKED_LIMIT} folders are to be searched that are links, such as {path}")
+        return os.fspath(resolve_inside(Path(self._volume), path))
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    """The file type; only what is neither folder, nor file, nor link needs a look at the disk."""
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+
+
+def _is_the_agents(path: str) -> bool:
+    return path in (TIMESTAMP, METADATA) or path.startswith(f"{METADATA}/")
 
 
 def match(volume: Path, pattern: str) -> list[str]:
     """The files that a glob matches, relative to the volume, sorted; never what the agent itself keeps there.
 
-    :raises UnsafePath: a match is, or lies behind, a symlink that leaves the volume.
+    :raises UnsafePath: see `find`.
     """
-    paths = _walk_pattern(volume, "", pattern.split("/"))
-    return [path for path in paths if path != TIMESTAMP and not path.startswith(f"{METADATA}/")]
+    search = _Search(volume, [pattern], threading.Event())
+    search.run()
+    return list(order(list(search.outputs)))
 
 
 def _newer_files(volume: Path, matched: Mapping[str, str], stop: threading.Event) -> Iterator[str]:
@@ -88,48 +180,50 @@ def _newer_files(volume: Path, matched: Mapping[str, str], stop: threading.Event
         since = os.lstat(volume / TIMESTAMP).st_mtime_ns
     except FileNotFoundError:
         return
-    for folder, folders, names in os.walk(volume):
+    for path in walk(volume):
         if stop.is_set():
             raise Stopped
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.relpath(os.path.join(folder, name), volume)
-            status = os.lstat(os.path.join(folder, name))
-            if path not in matched and path != TIMESTAMP and status.st_mtime_ns > since:
-                yield path
+        if path not in matched and path != TIMESTAMP:
+            with contextlib.suppress(OSError):  # a path may be too long to be looked at
+                if os.lstat(f"{volume}/{path}").st_mtime_ns > since:
+                    yield path
 
 
 def find(volume: Path, output_spec: Mapping[str, str], stop: threading.Event) -> Findings:
     """Match every pattern. A file that several patterns match has the level of the first.
 
-    :raises UnsafePath: see `match`.
+    :raises UnsafePath: a match is, or lies behind, a symlink that leaves the volume; or links lead to so many folders
+        that a job must have meant to keep us busy.
     :raises Stopped: `stop` was set.
     """
     regain(volume)
-    outputs: dict[str, str] = {}
-    unmatched_patterns = []
-    for pattern, level in output_spec.items():
-        paths = match(volume, pattern)
-        if not paths:
-            unmatched_patterns.append(pattern)
-        for path in paths:
-            outputs.setdefault(path, level)
-    unmatched: list[str] = []
-    for path in _newer_files(volume, outputs, stop):
-        unmatched.append(path)
-        if len(unmatched) == UNMATCHED_LIMIT:
-            break
+    patterns, levels = list(output_spec), list(output_spec.values())
+    search = _Search(volume, patterns, stop)
+    search.run()
+    outputs = {path: levels[search.outputs[path]] for path in order(list(search.outputs))}
     return Findings(
-        outputs=dict(sorted(outputs.items())),
-        unmatched_patterns=tuple(unmatched_patterns),
-        unmatched_outputs=tuple(sorted(unmatched)),
+        outputs=outputs,
+        unmatched_patterns=tuple(pattern for number, pattern in enumerate(patterns) if number not in search.matched),
+        unmatched_outputs=tuple(sorted(itertools.islice(_newer_files(volume, outputs, stop), UNMATCHED_LIMIT))),
     )
 
 
-def persist(volume: Path, workspace: Path, outputs: Mapping[str, str], stop: threading.Event) -> dict[str, Copied]:
+def persist(volume: Path, workspace: Path, outputs: Mapping[str, str], batch: Batch) -> dict[str, Copied]:
     """Copy every output into the high-privacy workspace. Repeating it after a crash gives the same.
 
+    :raises UnsafePath: see `find`.
     :raises OutputClash: an output has the name of a folder there, or the reverse.
-    :raises Stopped: `stop` was set.
+    :raises Stopped: the batch was stopped.
     """
-    return {path: copy(resolve_inside(volume, path), workspace / path, stop) for path in outputs}
+    folders: dict[str, Path] = {}
+    copied = {}
+    for path in outputs:
+        parent, _, name = path.rpartition("/")
+        if parent not in folders:
+            folders.clear()  # the outputs come folder by folder, nearly
+            folders[parent] = resolve_inside(volume, parent)
+        source = folders[parent] / name
+        if source.is_symlink():
+            source = resolve_inside(volume, path)
+        copied[path] = batch.copy(source, workspace / path)
+    return copied

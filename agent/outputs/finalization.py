@@ -23,8 +23,9 @@ from agent.core.definition import JobDefinition
 from agent.core.errors import JobError
 from agent.executors.base import Executor, Exit, Run
 from agent.outputs import attempts, collect, joblog, level4, manifest, metadata
+from agent.outputs.copies import Batch, Copied
 from agent.outputs.metadata import Ending, Kept
-from agent.outputs.workspaces import Copied, Places, Stopped, copy, remove_file, replacing
+from agent.outputs.workspaces import Places, Stopped, remove_file, sweep
 from agent.waits import in_thread
 
 _log = structlog.get_logger()
@@ -41,15 +42,19 @@ class _Stored:
     """An output in the high-privacy area, with its check's findings."""
 
     kept: Kept
+    changed_at: float
+    """Its mtime, Unix seconds."""
     rows: int | None
     cols: int | None
 
 
 async def finalize(
-    places: Places, checkouts: Checkouts, executor: Executor, definition: JobDefinition, run: Run, exit: Exit
-) -> dict[str, Any]:
+    places: Places, checkouts: Checkouts, executor: Executor, definition: JobDefinition, run: Run, exit: Exit,
+    *, over_disk: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Store everything that the run produced and return its `metadata.json`.
 
+    :param over_disk: whether the run ended for having written more than it may.
     :raises JobError: an output leads outside the volume, clashes with a folder of the workspace, or a newer attempt
         has begun.
     """
@@ -60,23 +65,17 @@ async def finalize(
         findings = collect.find(run.volume, definition.output_spec, stop)
         workspace = places.high_workspace(definition.workspace)
         with attempts.newest(folder, run.task_id, stop), attempts.last_job(action, definition.id, stop):
-            copied = collect.persist(run.volume, workspace, findings.outputs, stop)
-            return findings, _release(places, definition, findings.outputs, copied, stop)
+            sweep(folder)
+            with Batch(_staging(workspace, definition), stop) as batch:
+                copied = collect.persist(run.volume, workspace, findings.outputs, batch)
+            medium = _staging(places.medium_workspace(definition.workspace), definition)
+            with Batch(medium, stop) as batch:
+                return findings, _release(places, definition, findings.outputs, copied, batch, stop)
 
     findings, stored = await in_thread(collect_outputs)
-    ending = Ending(
-        status_message=messages.describe_exit(
-            exit,
-            unmatched_patterns=findings.unmatched_patterns,
-            memory_bytes=run.limits.memory_bytes,
-            seconds=run.limits.seconds,
-        ),
-        hint=messages.suggest(findings.unmatched_patterns, findings.unmatched_outputs),
-        outputs=[one.kept for one in stored],
-        unmatched_patterns=findings.unmatched_patterns,
-        unmatched_outputs=findings.unmatched_outputs,
-    )
-    recorded = metadata.compose(definition, run.task_id, ending, exit, exit.finished_at_ns)
+    ending = _describe(run, exit, findings, stored, over_disk=over_disk)
+    # In a thread: with a hundred thousand outputs it takes its time.
+    recorded = await asyncio.to_thread(metadata.compose, definition, run.task_id, ending, exit, exit.finished_at_ns)
     log = await write_log(places, executor, definition, run, recorded)
     actions = await _study_actions(checkouts, definition)
 
@@ -85,16 +84,35 @@ async def finalize(
             write(stop)
 
     def write(stop: threading.Event) -> None:
-        name = f"metadata/{definition.action}.log"
-        copy(log, places.high_workspace(definition.workspace) / name, stop)
-        medium = places.medium_workspace(definition.workspace)
-        copy(log, medium / name, stop)
-        entries = _entries(places, definition, stored)
+        high, medium = places.high_workspace(definition.workspace), places.medium_workspace(definition.workspace)
+        for workspace in (high, medium):
+            with Batch(_staging(workspace, definition), stop) as batch:
+                batch.copy(log, workspace / f"metadata/{definition.action}.log")
+        entries = _entries(definition, stored)
         manifest.update(medium / "metadata", definition.workspace, definition.action, entries, actions)
         metadata.write(log.parent, recorded)
 
     await in_thread(publish)
     return recorded
+
+
+def _describe(
+    run: Run, exit: Exit, findings: collect.Findings, stored: Sequence[_Stored], *, over_disk: bool
+) -> Ending:
+    message = messages.describe_exit(
+        exit,
+        unmatched_patterns=findings.unmatched_patterns,
+        memory_bytes=run.limits.memory_bytes,
+        seconds=run.limits.seconds,
+        disk_bytes=run.limits.disk_bytes if over_disk else None,
+    )
+    return Ending(
+        status_message=message,
+        hint=messages.suggest(findings.unmatched_patterns, findings.unmatched_outputs),
+        outputs=[one.kept for one in stored],
+        unmatched_patterns=findings.unmatched_patterns,
+        unmatched_outputs=findings.unmatched_outputs,
+    )
 
 
 async def record_ending(
@@ -115,6 +133,7 @@ async def record_ending(
 
     def write(stop: threading.Event) -> None:
         with attempts.newest(log.parent, run.task_id, stop):
+            sweep(log.parent)
             metadata.write(log.parent, recorded)
 
     await in_thread(write)
@@ -126,14 +145,13 @@ async def write_log(
 ) -> Path:
     """Write what the job printed and the summary to its log folder, with bounded memory; return the file."""
     path = places.log_dir(definition.id, definition.created_at) / "logs.txt"
-    summary = joblog.summarise(recorded).encode(errors="backslashreplace")
     offset, last = 0, b"\n"
     part = path.with_name(f"logs.txt.{run.task_id}.part")
     await asyncio.to_thread(_start_file, part)
     while chunk := await executor.logs(run, offset, _LOG_CHUNK):
         await asyncio.to_thread(_append, part, chunk)
         offset, last = offset + len(chunk), chunk[-1:]
-    await asyncio.to_thread(_append, part, summary if last == b"\n" else b"\n" + summary)
+    await asyncio.to_thread(_append_summary, part, recorded, b"" if last == b"\n" else b"\n")
     await in_thread(lambda stop: _finish_file(part, path, run.task_id, stop))
     return path
 
@@ -156,14 +174,30 @@ def _append(path: Path, body: bytes) -> None:
         file.write(body)
 
 
+def _append_summary(path: Path, recorded: Mapping[str, Any], separator: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(separator)
+        for line in joblog.summarise(recorded):
+            file.write(f"{line}\n".encode(errors="backslashreplace"))
+
+
+def _staging(workspace: Path, definition: JobDefinition) -> Path:
+    """Where files wait that are to be moved into a workspace; the action's lock is also the right to use it."""
+    return workspace / collect.METADATA / ".incoming" / definition.action
+
+
 def _release(
     places: Places,
     definition: JobDefinition,
     outputs: Mapping[str, str],
-    copied: Mapping[str, Copied],
+    copied: dict[str, Copied],
+    batch: Batch,
     stop: threading.Event,
 ) -> list[_Stored]:
-    """Check every moderately sensitive output and bring the medium-privacy area up to date (section 5.3)."""
+    """Check every moderately sensitive output and bring the medium-privacy area up to date (section 5.3).
+
+    :param copied: emptied, so that what is known of an output is held once.
+    """
     rules = level4.Rules(
         max_size=definition.level4_max_filesize,
         max_rows=definition.level4_max_csv_rows,
@@ -177,39 +211,36 @@ def _release(
             raise Stopped
         checked = level4.check(high / path, rules) if level == MODERATE else level4.Checked()
         accepted = level == MODERATE and checked.message is None
-        _place(high / path, medium / path, accepted, checked.message, f"{path}.txt" in outputs, stop)
+        _place(high / path, medium / path, accepted, checked.message, f"{path}.txt" in outputs, batch)
+        copy = copied.pop(path)
         kept = Kept(
             path=path,
             level=level,
-            size=copied[path].size,
-            sha256=copied[path].sha256,
+            size=copy.size,
+            sha256=copy.sha256,
             excluded=checked.message is not None,
             message=checked.message or "",
         )
-        stored.append(_Stored(kept=kept, rows=checked.row_count, cols=checked.col_count))
+        stored.append(_Stored(kept=kept, changed_at=copy.changed_at, rows=checked.row_count, cols=checked.col_count))
     return stored
 
 
-def _place(
-    source: Path, target: Path, accepted: bool, message: str | None, note_is_output: bool, stop: threading.Event
-) -> None:
+def _place(source: Path, target: Path, accepted: bool, message: str | None, note_is_output: bool, batch: Batch) -> None:
     """Copy an accepted file to the medium-privacy area; take any other out of it, and say why if it was refused."""
     note = target.with_name(f"{target.name}.txt")
     if accepted:
-        copy(source, target, stop)
+        batch.copy(source, target)
     else:
-        remove_file(target)
+        batch.remove(target)
     if len(os.fsencode(note.name)) > _LONGEST_NAME:
         return  # the manifest and the log say it, too
     if message is not None:
-        with replacing(note) as file:
-            file.write(f"{message}\n".encode())
+        batch.write(note, f"{message}\n".encode())
     elif not note_is_output:
-        remove_file(note)
+        batch.remove(note)
 
 
-def _entries(places: Places, definition: JobDefinition, stored: Sequence[_Stored]) -> dict[str, manifest.Entry]:
-    workspace = places.high_workspace(definition.workspace)
+def _entries(definition: JobDefinition, stored: Sequence[_Stored]) -> dict[str, manifest.Entry]:
     return {
         one.kept.path: manifest.Entry(
             level=one.kept.level,
@@ -220,7 +251,7 @@ def _entries(places: Places, definition: JobDefinition, stored: Sequence[_Stored
             repo=definition.study.git_repo_url or definition.repo_url,
             commit=definition.study.commit or definition.commit,
             size=one.kept.size,
-            timestamp=(workspace / one.kept.path).stat().st_mtime,
+            timestamp=one.changed_at,
             content_hash=one.kept.sha256,
             excluded=one.kept.excluded,
             message=one.kept.message or None,

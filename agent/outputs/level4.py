@@ -1,10 +1,11 @@
 """May a `moderately_sensitive` file be looked at for release? Reference section 5.3, messages included."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from attrs import frozen
+
+from agent.outputs import tables
 
 
 @frozen(kw_only=True)
@@ -33,22 +34,18 @@ def _megabytes(size: int) -> float:
 
 
 def _check_csv(path: Path, rules: Rules) -> Checked:
-    header: list[str] = []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            rows = sum(1 for row in reader if row)
-    except (OSError, ValueError, csv.Error):
+    table = tables.measure(path, "patient_id")
+    faults = []
+    if table.found:
+        faults.append("File has patient_id column")
+    if table.rows > rules.max_rows:
+        faults.append(f"File row count ({table.rows}) exceeds maximum allowed rows ({rules.max_rows})")
+    message = ",".join(faults) or None
+    if not table.readable:
         # Section 5.3: a CSV that cannot be read passes; a person looks at it before anything is released. What could
         # be read of it still counts.
-        return Checked(message="File has patient_id column" if "patient_id" in header else None)
-    faults = []
-    if "patient_id" in header:
-        faults.append("File has patient_id column")
-    if rows > rules.max_rows:
-        faults.append(f"File row count ({rows}) exceeds maximum allowed rows ({rules.max_rows})")
-    return Checked(message=",".join(faults) or None, row_count=rows, col_count=len(header) if rows else 0)
+        return Checked(message=message)
+    return Checked(message=message, row_count=table.rows, col_count=table.columns if table.rows else 0)
 
 
 def check(path: Path, rules: Rules) -> Checked:

@@ -5,15 +5,17 @@ move under the workspace's lock. A manifest that cannot be read is kept aside an
 must not stop every later job of the workspace.
 """
 
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import structlog
-from attrs import asdict, frozen
+from attrs import fields, frozen
 
-from agent.outputs.workspaces import locked, read_json, write_json
+from agent.outputs.documents import Members
+from agent.outputs.workspaces import locked, read_json, sweep, write_json
 
 _log = structlog.get_logger()
 
@@ -37,6 +39,9 @@ class Entry:
     message: str | None = None
     row_count: int | None = None
     col_count: int | None = None
+
+
+_FIELDS: Final = tuple(field.name for field in fields(Entry))
 
 
 def _read(path: Path, workspace: str) -> dict[str, Any]:
@@ -70,16 +75,26 @@ def update(
         `out_of_date_action` stays as it was.
     """
     with locked(folder):
+        sweep(folder)
         path = folder / "manifest.json"
         manifest = _read(path, workspace)
-        outputs = manifest["outputs"]
-        for name, old in outputs.items():
-            if old.get("action") == action and name not in entries:
-                old["out_of_date_output"] = True
-        for name, entry in entries.items():
-            outputs[name] = asdict(entry)
-            outputs[name]["out_of_date_output"] = False
+        before = manifest["outputs"]
+        write_json(path, manifest | {"outputs": Members(_merge(before, action, entries, study_actions))})
+
+
+def _merge(
+    before: Mapping[str, dict[str, Any]],
+    action: str,
+    entries: Mapping[str, Entry],
+    study_actions: Collection[str] | None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries from now on, one by one: those that were there in their order, then the new ones."""
+    for name in itertools.chain(before, (name for name in entries if name not in before)):
+        entry = before.get(name, {})
+        if name in entries:
+            entry = {field: getattr(entries[name], field) for field in _FIELDS} | {"out_of_date_output": False}
+        elif entry.get("action") == action:
+            entry = entry | {"out_of_date_output": True}
         if study_actions is not None:
-            for entry_now in outputs.values():
-                entry_now["out_of_date_action"] = entry_now.get("action") not in study_actions
-        write_json(path, manifest)
+            entry = entry | {"out_of_date_action": entry.get("action") not in study_actions}
+        yield name, entry

@@ -1,18 +1,28 @@
-"""Makes a job's volume: code, then inputs, then the timestamp that tells the job's own files from them."""
+"""Makes a job's volume: code, then inputs, then the timestamp that tells the job's own files from them.
+
+Nothing in a volume is forced to disk, by git or by us: a volume is only believed to be complete by the system that
+made it. After the machine has gone down, what is there is made anew.
+"""
 
 import os
 import threading
 import time
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
+from agent import disk
 from agent.checkout import Checkouts
-from agent.core.definition import JobDefinition, check_relative
-from agent.core.errors import ArchivedWorkspace, MissingInput
+from agent.core.definition import JobDefinition
+from agent.core.errors import ArchivedWorkspace, MissingInput, UnsafePath
 from agent.executors.base import Run
 from agent.outputs import attempts, metadata
-from agent.outputs.workspaces import TIMESTAMP, Places, copy, enter_without_links, remove_tree, replacing
+from agent.outputs.copies import bring
+from agent.outputs.trees import remove_tree
+from agent.outputs.workspaces import TIMESTAMP, Places, Stopped, enter_without_links, replacing
 from agent.waits import in_thread
+
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 async def prepare(places: Places, checkouts: Checkouts, definition: JobDefinition, run: Run, notes: Path) -> None:
@@ -29,7 +39,7 @@ async def prepare(places: Places, checkouts: Checkouts, definition: JobDefinitio
         with attempts.newest(places.log_dir(definition.id, definition.created_at), run.task_id, stop):
             attempts.begin_job(places.action_dir(definition.workspace, definition.action), definition.id, stop)
             remove_tree(volume)
-            volume.mkdir(parents=True)
+            make_volume(volume)
 
     await in_thread(empty)
     await checkouts.check_out(definition.repo_url, definition.commit, volume)
@@ -37,10 +47,34 @@ async def prepare(places: Places, checkouts: Checkouts, definition: JobDefinitio
     def complete(stop: threading.Event) -> None:
         _copy_inputs(places, definition, volume, stop)
         _stamp(volume)
-        with replacing(notes / "prepared"):
-            pass
+        disk.note_start(volume, notes, stop)
+        with replacing(notes / "prepared") as note:
+            note.write(_read_boot())
 
     await in_thread(complete)
+
+
+def make_volume(volume: Path) -> None:
+    """Make an empty volume (blocking).
+
+    A storage area that hands its group on to new folders (set-group-id) stops doing so here: a sandbox refuses to set
+    that bit, so a job could not copy a folder together with its mode.
+    """
+    volume.mkdir(parents=True)
+    volume.chmod(volume.stat().st_mode & 0o777)
+
+
+def is_prepared(volume: Path, notes: Path) -> bool:
+    """Whether the volume is complete, and the machine has not been started anew since (blocking)."""
+    try:
+        return (notes / "prepared").read_bytes() == _read_boot() and os.path.lexists(volume / TIMESTAMP)
+    except FileNotFoundError:
+        return False
+
+
+def _read_boot() -> bytes:
+    """The kernel's name for this start of the machine."""
+    return _BOOT.read_bytes()
 
 
 def _copy_inputs(places: Places, definition: JobDefinition, volume: Path, stop: threading.Event) -> None:
@@ -49,17 +83,25 @@ def _copy_inputs(places: Places, definition: JobDefinition, volume: Path, stop: 
     A job without metadata (it never finished here) gives nothing, silently; a listed file that is gone is fatal.
     """
     workspace = places.high_workspace(definition.workspace)
+    entered: set[str] = set()
     for job_id in definition.input_job_ids:
         folder = places.find_log_dir(job_id)
         recorded = metadata.read(folder) if folder else None
         for path in (recorded or {}).get("outputs") or {}:
-            check_relative(path, "input")
-            source = workspace / path
-            if not source.is_file():
+            if stop.is_set():
+                raise Stopped
+            if any(part in ("", ".", "..") for part in path.split("/")):
+                raise UnsafePath(f"{path} of job {job_id} is not a path inside the workspace")
+            parent = path.rpartition("/")[0]
+            if parent not in entered:
+                enter_without_links(volume, path)
+                entered.add(parent)
+            try:
+                bring(workspace / path, volume / path, stop)
+            except (FileNotFoundError, NotADirectoryError) as error:
                 raise MissingInput(
                     f"Input file {path} of job {job_id} is missing from workspace {definition.workspace}"
-                )
-            copy(source, enter_without_links(volume, path), stop)
+                ) from error
 
 
 def _stamp(volume: Path) -> None:

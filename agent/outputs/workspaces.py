@@ -6,11 +6,8 @@ that become part of a path are checked by `agent.core.definition` first.
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
-import shutil
-import stat
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -22,11 +19,13 @@ from attrs import frozen
 
 from agent.core.definition import check_id, check_workspace
 from agent.core.errors import OutputClash, UnsafePath
+from agent.outputs.documents import decode, encode
 
 CHUNK: Final = 1024 * 1024
 TIMESTAMP: Final = ".opensafely-timestamp"
 _LOCK_SECONDS: Final = 0.1
 """Between two tries at a lock."""
+_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _ARCHIVES: Final = (".tar.gz", ".tar.zstd", ".tar.xz")
 
 
@@ -81,15 +80,6 @@ class Places:
         return next((path for path in candidates if path.exists()), None)
 
 
-@frozen(kw_only=True)
-class Copied:
-    """What was written."""
-
-    size: int
-    """Bytes."""
-    sha256: str
-
-
 @contextlib.contextmanager
 def replacing(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     """A file that takes `target`'s place, in one move and on disk, if the block ends well; else leaves no trace.
@@ -104,40 +94,36 @@ def replacing(target: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
+        sync_folder(target.parent)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise OutputClash(f"{target} cannot be stored: {error.strerror} ({error.filename})") from error
     finally:
         remove_file(temporary)
 
 
-def copy(source: Path, target: Path, stop: threading.Event) -> Copied:
-    """Copy a regular file with bounded memory, replacing `target` in one move.
+def sync_folder(folder: str | Path) -> None:
+    """Bring a folder's names to disk: what was moved there stays there, whatever happens to the machine."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    :raises UnsafePath: the source is not a regular file.
-    :raises Stopped: `stop` was set.
-    """
-    digest, size = hashlib.sha256(), 0
-    # O_NONBLOCK: opening a named pipe must not hang. O_NOFOLLOW: the caller has resolved the path already.
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as reader:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnsafePath(f"{source} is not a regular file")
-        with replacing(target) as writer:
-            while chunk := reader.read(CHUNK):
-                if stop.is_set():
-                    raise Stopped
-                digest.update(chunk)
-                writer.write(chunk)
-                size += len(chunk)
-    return Copied(size=size, sha256=digest.hexdigest())
+
+def sweep(folder: Path) -> None:
+    """Remove what `replacing` left in `folder` when its process was killed. Only for who alone may write there."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            left = [entry.path for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+        for path in left:
+            remove_file(Path(path))
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
-    """`value` as indented JSON, replacing `path` in one move."""
-    # ASCII only, because file names may be no valid UTF-8; `str`, because engines describe runs with odd types.
-    body = json.dumps(value, indent=2, default=str).encode()
+    """`value` as indented JSON, replacing `path` in one move. Written piece by piece: see `encode`."""
     with replacing(path, mode) as file:
-        file.write(body)
+        for piece in encode(value):
+            file.write(piece)
 
 
 def read_json(path: Path) -> Any:
@@ -146,7 +132,7 @@ def read_json(path: Path) -> Any:
     :raises ValueError: the file is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return decode(path.read_bytes())
     except FileNotFoundError:
         return None
 
@@ -177,33 +163,6 @@ def remove_file(path: Path) -> None:
     """Remove a file. Absent already, or behind what is no folder: do nothing."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         path.unlink()
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, also what a job has made unwritable. Absent already: do nothing."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        return
-    except PermissionError:
-        regain(folder)
-        shutil.rmtree(folder)
-
-
-def regain(folder: Path) -> None:
-    """Let ourselves back into a tree whose files are ours but whose modes a job has chosen; links are not followed."""
-    _allow(folder, stat.S_IRWXU)
-    for parent, folders, files in os.walk(folder):
-        for name in folders:
-            _allow(os.path.join(parent, name), stat.S_IRWXU)
-        for name in files:
-            _allow(os.path.join(parent, name), stat.S_IRUSR)
-
-
-def _allow(path: str | Path, rights: int) -> None:
-    mode = os.lstat(path).st_mode
-    if not stat.S_ISLNK(mode) and mode & rights != rights:
-        os.chmod(path, stat.S_IMODE(mode) | rights)
 
 
 def resolve_inside(volume: Path, relative: str) -> Path:

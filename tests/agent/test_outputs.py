@@ -8,23 +8,29 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from agent.core.definition import check_relative, parse_definition, parse_memory
+from agent.core.definition import check_relative, parse_definition, parse_memory, time_limit
 from agent.core.errors import BadDefinition, OutputClash, UnsafePath
 from agent.outputs import collect, joblog, level4, manifest, metadata
+from agent.outputs.copies import Batch, Copied
 from agent.outputs.metadata import Ending, Kept
+from agent.outputs.trees import remove_tree
 from agent.outputs.workspaces import (
     TIMESTAMP,
     Stopped,
-    copy,
     enter_without_links,
     read_json,
-    remove_tree,
     replacing,
     write_json,
 )
 
 GO = threading.Event()
 RULES = level4.Rules(max_size=100, max_rows=2, file_types=[".csv", ".txt"])
+
+
+def copy(source: Path, target: Path, stop: threading.Event) -> Copied:
+    """One file, in a batch of its own."""
+    with Batch(source.parent / ".staging", stop) as batch:
+        return batch.copy(source, target)
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -110,7 +116,8 @@ def test_a_link_inside_the_volume_is_stored_as_the_file_it_names(tmp_path: Path)
     volume = fill(tmp_path / "volume", "real.csv")
     (volume / "link.csv").symlink_to("real.csv")
     (volume / "loop.csv").symlink_to("loop.csv")
-    stored = collect.persist(volume, tmp_path / "ws", {"link.csv": "x"}, GO)
+    with Batch(tmp_path / "staging", GO) as batch:
+        stored = collect.persist(volume, tmp_path / "ws", {"link.csv": "x"}, batch)
     assert (tmp_path / "ws/link.csv").read_text() == "real.csv"
     assert not (tmp_path / "ws/link.csv").is_symlink()
     assert stored["link.csv"].size == 8
@@ -180,14 +187,15 @@ def test_a_tree_that_the_job_made_unwritable_is_removed(tmp_path: Path) -> None:
         ("a.csv", "a,b\n", None, (0, 0)),
         ("a.csv", "", None, (0, 0)),
         ("a.csv", "\udcff\udcfe", None, (None, None)),
-        ("b.csv", f"patient_id\n{'1' * 140_000}\n", "File has patient_id column", (None, None)),
-        ("b.csv", f"a\n{'1' * 140_000}\n", None, (None, None)),
+        ("b.csv", f"patient_id\n{'1' * 140_000}\n", "File has patient_id column", (1, 1)),
+        ("b.csv", f"a\n{'1' * 140_000}\n", None, (1, 1)),
+        ("b.csv", f"a\n{'1' * 140_000}\n" * 2, "File row count (3) exceeds maximum allowed rows (2)", (3, 1)),
         ("a.txt", "patient_id", None, (None, None)),
     ],
 )
 def test_level4(tmp_path: Path, name: str, text: str, message: str | None, counts: tuple[Any, Any]) -> None:
     (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
-    rules = evolve(RULES, max_size=200_000) if name == "b.csv" else RULES
+    rules = evolve(RULES, max_size=300_000) if name == "b.csv" else RULES
     checked = level4.check(tmp_path / name, rules)
     assert checked.message == message
     assert (checked.row_count, checked.col_count) == counts
@@ -256,7 +264,7 @@ def test_metadata_have_every_key_and_come_back(tmp_path: Path) -> None:
 
 
 def test_the_log_ends_with_a_summary() -> None:
-    text = joblog.summarise(
+    lines = joblog.summarise(
         {
             "exit_code": "0",
             "status_message": None,
@@ -265,10 +273,11 @@ def test_the_log_ends_with_a_summary() -> None:
             "level4_excluded_files": {"longer.csv": "too big"},
         }
     )
+    text = "\n".join([*lines, ""])
     assert text.startswith("\n=============JOB SUMMARY=============\ncommit: abc\nexit_code: 0\n")
     assert "  a.csv       - highly_sensitive\n  longer.csv  - moderately_sensitive\n" in text
     assert "Invalid moderately_sensitive outputs:\n  longer.csv  - too big\n" in text
-    assert "(no outputs)" in joblog.summarise({})
+    assert "(no outputs)" in "".join(joblog.summarise({}))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +290,7 @@ def test_memory_limits(limit: object, size: int) -> None:
 
 @pytest.mark.parametrize("limit", ["", "lots", "4X", "-1G", "0", None, True, [], "4G; rm"])
 def test_wrong_memory_limits_name_the_field(limit: object) -> None:
-    with pytest.raises(BadDefinition, match="memory_limit"):
+    with pytest.raises(BadDefinition, match=r"memory_limit: .* is not a size .*_JOB_MEMORY_LIMIT"):
         parse_memory(limit)
 
 
@@ -308,6 +317,21 @@ def test_wrong_memory_limits_name_the_field(limit: object) -> None:
 def test_definitions_that_lead_astray_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(BadDefinition, match=named):
         parse_definition(definition(**changes))
+
+
+@pytest.mark.parametrize(
+    ("offered", "own", "limit"), [(None, None, None), (60, None, 60), (None, 60, 60), (60, 90.5, 60), (90.5, 60, 60)]
+)
+def test_of_two_time_limits_the_smaller_one_holds(
+    offered: float | None, own: float | None, limit: float | None
+) -> None:
+    assert time_limit(offered, own) == limit
+
+
+@pytest.mark.parametrize("offered", [0, -1, float("nan"), float("inf")])
+def test_a_time_limit_that_is_none_is_refused(offered: float) -> None:
+    with pytest.raises(BadDefinition, match="time_limit"):
+        time_limit(offered, 60)
 
 
 @pytest.mark.parametrize("path", ["", "/a", "a//b", "a/../b", ".", "a\\b", "a\x00"])
