@@ -12,6 +12,7 @@ from attrs import frozen
 
 from controller.core.model import Job, JobId, TaskId
 from controller.core.permissions import ehrql_permissions
+from controller.core.resources import JobLimits
 
 
 @frozen(kw_only=True)
@@ -19,8 +20,8 @@ class Terms:
     """What a backend's settings add to every definition."""
 
     docker_registry: str
-    cpu_count: float
-    memory_limit: str
+    ordinary: JobLimits
+    """What a job may use of which nothing is said."""
     level4_max_csv_rows: int
     level4_max_filesize: int
     level4_file_types: tuple[str, ...]
@@ -44,6 +45,7 @@ def run_definition(
     spec = job.spec
     image, *args = shlex.split(spec.run_command)
     code = spec.reusable_action or spec
+    limits = terms.ordinary.adapted(spec.resources)
     return {
         "id": spec.id,
         "rap_id": spec.rap_id,
@@ -67,8 +69,8 @@ def run_definition(
         "level4_max_filesize": terms.level4_max_filesize,
         "level4_file_types": list(terms.level4_file_types),
         "user": owner.user,
-        "cpu_count": float(terms.cpu_count),
-        "memory_limit": terms.memory_limit,
+        "cpu_count": float(limits.cpu_count),
+        "memory_limit": limits.memory_limit,
     }
 
 

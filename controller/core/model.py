@@ -8,6 +8,7 @@ from typing import Any, Final, NewType
 from attrs import field, frozen
 
 from controller.core.codes import JobState, StatusCode
+from controller.core.resources import Resources
 
 RapId = NewType("RapId", str)
 JobId = NewType("JobId", str)
@@ -33,6 +34,8 @@ class TaskType(enum.StrEnum):
     CANCELJOB = "canceljob"
     DBSTATUS = "dbstatus"
     DBDATACHECK = "dbdatacheck"
+    RELEASE = "release"
+    """Ours alone (`common.protocol.RELEASE`): never shown to agents of the Task API, which would stop working."""
 
 
 class Flag(enum.StrEnum):
@@ -123,6 +126,8 @@ class JobSpec:
     database_name: str | None = None
     analysis_scope: Mapping[str, Sequence[str]] = field(factory=dict)
     weight: float = 1.0
+    resources: Resources = field(factory=Resources)
+    """What is said of this job; the rest is the backend's limits."""
     traceparent: str
     """W3C `traceparent` of the job's own span."""
     created_at: datetime
@@ -175,6 +180,8 @@ class Task:
     attributes: Mapping[str, str]
     traceparent: str | None
     created_at: datetime
+    time_limit: float | None = None
+    """Seconds that the attempt may run; told to our agents beside the definition, whose keys are upstream's."""
 
 
 class Verb(enum.StrEnum):
@@ -183,6 +190,8 @@ class Verb(enum.StrEnum):
     READ = "read"
     RUN = "run"
     MANAGE = "manage"
+    REVIEW = "review"
+    """Let outputs out that one has looked at."""
     AGENT = "agent"
 
 

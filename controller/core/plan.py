@@ -13,6 +13,7 @@ import attrs
 from attrs import field, frozen
 
 from common.ids import job_id
+from controller.core import resources
 from controller.core.codes import JobState
 from controller.core.commands import Command
 from controller.core.errors import Rejected
@@ -20,6 +21,7 @@ from controller.core.model import RUN_ALL, JobId, JobSpec, RapRequest, ReusableA
 from controller.core.permissions import analysis_scope
 from controller.core.project import Action, Project
 from controller.core.request_checks import shown
+from controller.core.resources import NOTHING, Grant, JobLimits, Resources, grant_nothing
 from controller.core.schedule import Limits, heaviest
 
 Weigh = Callable[[str, str, str], float]
@@ -66,6 +68,8 @@ class PlannedJob:
 
     spec: JobSpec
     command: Command
+    asked: Resources = NOTHING
+    """By the author of the project."""
     wait_for: tuple[JobId, ...]
     """Jobs of this plan, or active ones of other RAPs, that have to succeed first."""
 
@@ -78,6 +82,7 @@ class Plan:
     reusable: tuple[ReusableUse, ...]
     """The images to look up, each once, in the order of the jobs."""
     weigh: Weigh = field(repr=False, eq=False)
+    grant: Grant = field(repr=False, eq=False, default=grant_nothing)
 
 
 @frozen(kw_only=True)
@@ -95,6 +100,7 @@ def plan(
     now: datetime,
     new_traceparent: Callable[[], str],
     weight: Weigh,
+    grant: Grant = grant_nothing,
     event_level_projects: Collection[str] = (),
 ) -> Plan | NothingToDo:
     """Decide which actions run, in which order, and what each waits for.
@@ -134,12 +140,13 @@ def plan(
                 event_level_projects=event_level_projects,
             ),
             weight=weight(request.workspace, name, action.run.run_command),
+            resources=action.resources.over(grant(request.workspace, name, action.run.run_command)),
             traceparent=new_traceparent(),
             created_at=now,
         )
         wait_for = tuple(_awaited(action, new, history))
-        jobs.append(PlannedJob(spec=spec, command=action.run, wait_for=wait_for))
-    return Plan(jobs=tuple(jobs), reusable=_reusable(jobs), weigh=weight)
+        jobs.append(PlannedJob(spec=spec, command=action.run, asked=action.resources, wait_for=wait_for))
+    return Plan(jobs=tuple(jobs), reusable=_reusable(jobs), weigh=weight, grant=grant)
 
 
 def with_reusable_actions(plan: Plan, resolved: Mapping[str, ResolvedAction]) -> Plan:
@@ -161,6 +168,7 @@ def with_reusable_actions(plan: Plan, resolved: Mapping[str, ResolvedAction]) ->
             run_command=run_command,
             reusable_action=found.source,
             weight=plan.weigh(job.spec.workspace, job.spec.action, run_command),
+            resources=job.asked.over(plan.grant(job.spec.workspace, job.spec.action, run_command)),
         )
         jobs.append(attrs.evolve(job, spec=spec, command=command))
     return attrs.evolve(plan, jobs=tuple(jobs), reusable=())
@@ -197,6 +205,19 @@ def check_weights(plan: Plan, limits: Limits, *, configured: Limits | None = Non
                 action=job.spec.action,
                 limit=name,
             )
+
+
+def check_resources(plan: Plan, *, ordinary: JobLimits, most: JobLimits) -> None:
+    """An author may ask for what the backend allows one job, and no more.
+
+    :param ordinary: what it gives to every job.
+    :param most: its ceilings.
+    :raises Rejected: naming the first action that asks for more, and the field.
+    """
+    for job in plan.jobs:
+        if job.asked != NOTHING:
+            granted = plan.grant(job.spec.workspace, job.spec.action, job.spec.run_command)
+            resources.check(job.spec.action, job.asked, granted, ordinary=ordinary, most=most)
 
 
 def _roots(request: RapRequest, project: Project) -> list[str]:

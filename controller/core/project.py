@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from controller.core import resources
 from controller.core.commands import Command, parse_command
 from controller.core.errors import InvalidProject
 from controller.core.model import RUN_ALL
 from controller.core.outputs import OutputSpec, check_against_command, each_glob, parse_outputs
+from controller.core.resources import Resources
 from controller.core.shapes import Fault, check_keys, check_mapping, describe
 
 NEWEST_VERSION: Final = 5
@@ -32,6 +34,8 @@ class Action:
     """As written: repeats are allowed."""
     outputs: OutputSpec
     """Level -> output name -> glob."""
+    resources: Resources = resources.NOTHING
+    """What the author asks for."""
 
     @property
     def requires_db(self) -> bool:
@@ -55,18 +59,19 @@ def invalid(text: str) -> InvalidProject:
     return InvalidProject(f"Invalid project: \n{shortened}")
 
 
-def parse(data: object) -> Project:
+def parse(data: object, *, may_ask: bool = False) -> Project:
     """A project from loaded YAML data.
 
+    :param may_ask: whether actions may have `resources`, a key that OpenSAFELY's own tools refuse; so do we without.
     :raises InvalidProject: with the whole text for the user.
     """
     try:
-        return _parse(data)
+        return _parse(data, may_ask)
     except Fault as fault:
         raise invalid(str(fault)) from fault
 
 
-def _parse(data: object) -> Project:
+def _parse(data: object, may_ask: bool) -> Project:
     if data is None:
         raise Fault("The project file is empty")
     top = check_mapping(data, "The project file")
@@ -75,7 +80,7 @@ def _parse(data: object) -> Project:
     check_keys(top, "project", required=["version", "actions"], optional=["expectations"])
     actions = {}
     for name, body in check_mapping(top["actions"], "`actions`").items():
-        actions[name] = _parse_action(name, body, version)
+        actions[name] = _parse_action(name, body, version, may_ask)
     _check_unique_commands(actions)
     if version >= 2:
         _check_unique_outputs(actions)
@@ -117,7 +122,7 @@ def _check_expectations(top: Mapping[Any, Any], version: float) -> None:
             raise Fault("Project expectations population size must be a number") from error
 
 
-def _parse_action(name: object, body: object, version: float) -> Action:
+def _parse_action(name: object, body: object, version: float, may_ask: bool) -> Action:
     name = _check_name(name, version)
     try:
         fields = check_mapping(body, "An action")
@@ -125,7 +130,7 @@ def _parse_action(name: object, body: object, version: float) -> Action:
             fields,
             f"action {name}",
             required=["run", "outputs"],
-            optional=["needs", "config", "dummy_data_file"],
+            optional=["needs", "config", "dummy_data_file", *([resources.KEY] if may_ask else [])],
         )
         if "config" in fields:
             check_mapping(fields["config"], "`config`")
@@ -136,9 +141,12 @@ def _parse_action(name: object, body: object, version: float) -> Action:
         needs = _parse_needs(fields.get("needs", []))
         outputs = parse_outputs(fields["outputs"])
         check_against_command(outputs, command)
+        asked = resources.NOTHING
+        if resources.KEY in fields:
+            asked = resources.parse(fields[resources.KEY], where=f"`{resources.KEY}` of action {name}")
     except Fault as fault:
         raise fault if fault.complete else Fault(f"In action {name}: {fault}") from fault
-    return Action(name=name, run=command, needs=needs, outputs=outputs)
+    return Action(name=name, run=command, needs=needs, outputs=outputs, resources=asked)
 
 
 def _check_name(name: object, version: float) -> str:

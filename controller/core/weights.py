@@ -8,7 +8,10 @@ in the order of the file; case counts, and no character is special beyond what a
 
     [default]                   # rules for all match the run command
     '.*--large.*' = 2
+    '.*--huge.*' = {weight = 4, memory = "64G", cpus = 8, time = "12h"}
     '.*' = 1
+
+A rule may also say what such a job may use (`core.resources`), beside its weight or instead of it.
 
 A job that no rule matches weighs 1. Unlike upstream's format, keys keep their case and `%` is a character like any
 other; a weight must be a positive number.
@@ -20,6 +23,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from attrs import field, frozen
+
+from controller.core import resources
+from controller.core.resources import NOTHING, Resources
+from controller.core.shapes import Fault
 
 DEFAULT_WEIGHT: Final = 1.0
 _MOST: Final = 1e6
@@ -39,6 +46,7 @@ class Rule:
 
     pattern: re.Pattern[str]
     weight: float
+    resources: Resources = NOTHING
 
 
 @frozen(kw_only=True)
@@ -50,13 +58,22 @@ class Weights:
 
     def weigh(self, workspace: str, action: str, run_command: str) -> float:
         """The weight of a job: by its action's name in its workspace, else by its command, else 1."""
+        rule = self._find(workspace, action, run_command)
+        return rule.weight if rule else DEFAULT_WEIGHT
+
+    def grant(self, workspace: str, action: str, run_command: str) -> Resources:
+        """What the same rule says that the job may use."""
+        rule = self._find(workspace, action, run_command)
+        return rule.resources if rule else NOTHING
+
+    def _find(self, workspace: str, action: str, run_command: str) -> Rule | None:
         for rule in self.workspaces.get(workspace, ()):
             if rule.pattern.fullmatch(action):
-                return rule.weight
+                return rule
         for rule in self.default:
             if rule.pattern.fullmatch(run_command):
-                return rule.weight
-        return DEFAULT_WEIGHT
+                return rule
+        return None
 
 
 def parse(text: str) -> Weights:
@@ -99,13 +116,21 @@ def _tables(
 
 
 def _rules(text: str, table: Mapping[str, Any], faults: list[str]) -> Iterator[Rule]:
-    for pattern, weight in table.items():
+    for pattern, said in table.items():
         where = f"line {_line(text, pattern)}: rule {pattern!r}"
+        weight, granted = said, NOTHING
+        if isinstance(said, dict):
+            weight = said.get("weight", DEFAULT_WEIGHT)
+            try:
+                granted = resources.parse({key: said[key] for key in said if key != "weight"}, where)
+            except Fault as fault:
+                faults.append(str(fault))
+                continue
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= _MOST:
             faults.append(f"{where} needs a weight between 0 and {_MOST:g}, not {weight!r}")
             continue
         try:
-            yield Rule(re.compile(pattern), float(weight))
+            yield Rule(re.compile(pattern), float(weight), granted)
         except re.error as error:
             faults.append(f"{where} is no regular expression: {error}")
 
