@@ -5,27 +5,37 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import structlog
 
 from agent import app
+from agent.executors import cgroups
 from agent.executors.base import Executor, Unusable
-from agent.executors.docker import DockerExecutor
-from agent.executors.fake import FakeExecutor
-from agent.executors.sandbox import SandboxExecutor
-from agent.executors.slurm import SlurmExecutor
 from agent.images import parse_image_table
 from agent.settings import Settings, from_environ
 from common import logs
 from common.clock import SystemClock
 from common.environ import ConfigurationError
 
+if TYPE_CHECKING:
+    from agent.executors.sandbox import SandboxExecutor
+
 OK: Final = 0
 FAILED: Final = 1
 MISCONFIGURED: Final = 2
 
 _log = structlog.get_logger()
+
+
+@runtime_checkable
+class Isolating(Protocol):
+    """An executor that may have to do without isolation where the operator allows that."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether jobs are isolated; known after `check`."""
+        ...
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
@@ -54,21 +64,36 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def make_executor(settings: Settings) -> Executor:
-    """The executor that RAP_EXECUTOR names."""
+    """The executor that RAP_EXECUTOR names; the others, and the libraries that they need, are not even imported."""
     if settings.executor == "fake":
+        from agent.executors.fake import FakeExecutor
+
         return FakeExecutor()
     if settings.executor == "docker":
+        from agent.executors.docker import DockerExecutor
+
         return DockerExecutor(settings.docker, sample_seconds=settings.sample_interval)
-    sandbox = SandboxExecutor(
+    sandbox = _make_sandbox(settings)
+    if settings.executor == "slurm":
+        from agent.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(sandbox, settings.slurm, folders=(settings.work_dir, settings.high_privacy_dir))
+    return sandbox
+
+
+def _make_sandbox(settings: Settings) -> "SandboxExecutor":
+    from agent.executors.sandbox import SandboxExecutor
+
+    return SandboxExecutor(
         parse_image_table(settings.sandbox_images),
         allow_unisolated=settings.allow_unisolated,
         share_network=settings.sandbox_network,
+        # On the nodes of a cluster the control groups are Slurm's.
+        groups=cgroups.OFF if settings.executor == "slurm" else settings.sandbox_cgroups,
+        filter_calls=settings.sandbox_seccomp,
         # A job shorter than the interval would end without metrics.
         sample_seconds=min(1.0, settings.sample_interval),
     )
-    if settings.executor == "slurm":
-        return SlurmExecutor(sandbox, settings.slurm, folders=(settings.work_dir, settings.high_privacy_dir))
-    return sandbox
 
 
 async def _run(settings: Settings, executor: Executor) -> None:
@@ -84,11 +109,16 @@ async def _run(settings: Settings, executor: Executor) -> None:
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, on_signal, signum)
-    await executor.check()
-    if isinstance(executor, SandboxExecutor | SlurmExecutor) and not executor.isolated:
+    try:
+        await executor.check()
+    except Unusable as error:
+        raise Unusable(f"RAP_EXECUTOR is {settings.executor}, which cannot be used here: {error}") from error
+    if isinstance(executor, Isolating) and not executor.isolated:
         # Declared to the controller, so that nobody takes such a backend for a safe one.
         executor.name = f"{executor.name} (unisolated)"
     _log.info("agent_starting", agent=settings.agent_id, backend=settings.backend, executor=executor.name)
+    if settings.dummy_data:
+        _log.warning("dummy data only: no job gets secrets of a database", setting="USING_DUMMY_DATA_BACKEND")
     await app.run(settings, executor, SystemClock(), stop)
 
 

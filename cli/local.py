@@ -30,6 +30,10 @@ class Local:
     backend: str
     data_dir: str
     pid: int
+    executor: str = ""
+    """What runs jobs, as RAP_EXECUTOR has it."""
+    executor_reason: str = ""
+    """Why this one: who asked for it, or what is wrong with those that would have been better."""
 
 
 def path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -96,7 +100,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _parse(document: Mapping[str, Any]) -> Local | None:
-    values = {each.name: document.get(each.name) for each in attrs.fields(Local)}
+    values = {each.name: document.get(each.name, each.default) for each in attrs.fields(Local)}
     pid = values.pop("pid")
     if type(pid) is not int or pid <= 0 or not all(isinstance(value, str) for value in values.values()):
         return None

@@ -1,6 +1,7 @@
 """`rap demo`: the example study from a git repository to its figure, through a stack of its own."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from typing import Any, Final
 
 import click
 
+from agent.executors.choice import Choice
 from cli import connection, progress, report
 from cli.client import Client
 from cli.commands.up import is_unisolated
 from cli.errors import Problem
 from cli.stack import signals
+from cli.stack.defaults import EXECUTOR
 from cli.stack.stack import Running, running
 from common.ids import random_id
 
@@ -67,7 +70,7 @@ async def _demo(base: Path, results: Path) -> bool:
     console = connection.console()
     commit = await asyncio.to_thread(_make_repository, base / "study")
     console.print("Starting PostgreSQL, a controller and an agent ...", soft_wrap=True)
-    async with running(base / "data", 0, click.echo) as stack:
+    async with running(base / "data", 0, click.echo, executor=_executor(os.environ)) as stack:
         if is_unisolated(stack.executor):
             click.echo("WARNING: bubblewrap is missing or does not work here: jobs run without isolation.")
         console.print(f"The controller answers at {stack.info.controller_url}", soft_wrap=True)
@@ -76,6 +79,13 @@ async def _demo(base: Path, results: Path) -> bool:
         await asyncio.to_thread(_keep, medium, results / WORKSPACE)
     _show(detail, results / WORKSPACE)
     return report.all_succeeded(detail)
+
+
+def _executor(environ: Mapping[str, str]) -> Choice:
+    """The sandbox, whose Python is ours and has what the study imports; the environment may say otherwise."""
+    if named := environ.get(EXECUTOR, "").strip().lower():
+        return Choice(name=named, reason=f"as {EXECUTOR} says")
+    return Choice(name="sandbox", reason="the demo needs no images")
 
 
 async def _follow(stack: Running, study: Path, commit: str) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import click
 
+from agent.executors.choice import Choice
+from agent.settings import EXECUTORS
 from cli import local
 from cli.stack import place as places
 from cli.stack import signals
+from cli.stack.defaults import EXECUTOR
 from cli.stack.stack import Running, running
 
 
@@ -25,19 +28,35 @@ from cli.stack.stack import Running, running
     metavar="FILE",
     help="Written (JSON, for you alone) when everything runs, removed at the end.",
 )
-def up(*, data: Path | None, port: int, ready_file: Path | None) -> None:
+@click.option(
+    "--executor",
+    type=click.Choice(EXECUTORS, case_sensitive=False),
+    envvar=EXECUTOR,
+    show_envvar=True,
+    help="What runs jobs; default: the best that works here (see `rap doctor`).",
+)
+def up(*, data: Path | None, port: int, ready_file: Path | None, executor: str | None) -> None:
     """Run a controller, an agent and a database on this machine until Ctrl-C.
 
     The backend is called `test`. Running it again with the same DIR carries on where it was.
     """
     folder = (data or places.default_folder(os.environ)).absolute()
     files = [] if ready_file is None else [ready_file.absolute()]
-    signals.run(_up(folder, port, files), on_signal=lambda: _say("Stopping ..."))
+    signals.run(_up(folder, port, files, asked_for(executor)), on_signal=lambda: _say("Stopping ..."))
     _say("Stopped.")
 
 
-async def _up(folder: Path, port: int, ready_files: list[Path]) -> None:
-    async with running(folder, port, _say) as stack:
+def asked_for(executor: str | None) -> Choice | None:
+    """The executor that the user named, if there was one, and where."""
+    if executor is None:
+        return None
+    source = click.get_current_context().get_parameter_source("executor")
+    asked = source is click.core.ParameterSource.COMMANDLINE
+    return Choice(name=executor, reason="as --executor says" if asked else f"as {EXECUTOR} says")
+
+
+async def _up(folder: Path, port: int, ready_files: list[Path], executor: Choice | None) -> None:
+    async with running(folder, port, _say, executor=executor) as stack:
         written: list[Path] = []
         try:
             for file in (stack.place.ready_file, *ready_files):

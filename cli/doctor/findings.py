@@ -29,8 +29,11 @@ def problem(name: str, message: str, advice: str) -> Finding:
     return Finding(name=name, level=Severity.PROBLEM, message=message, advice=advice)
 
 
-def disk(name: str, what: str, folder: Path) -> Finding:
-    """How much room is left where `folder` lies, or would lie."""
+def disk(name: str, what: str, folder: Path, *, reserve: int = 0) -> Finding:
+    """How much room is left where `folder` lies, or would lie.
+
+    :param reserve: bytes without which an agent takes no jobs.
+    """
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     try:
         usage = shutil.disk_usage(there)
@@ -38,6 +41,8 @@ def disk(name: str, what: str, folder: Path) -> Finding:
         return warning(name, f"The disk of {what} ({there}) cannot be looked at: {error.strerror}.", f"df -h {there}")
     told = f"{size(usage.free)} of {size(usage.total)} are free for {what} ({folder})."
     advice = f"see what takes the room: du -xh --max-depth=1 {there} | sort -h"
+    if usage.free < reserve:
+        return problem(name, f"{told} Below {size(reserve)} (RAP_DISK_RESERVE) the agent takes no jobs.", advice)
     part = usage.free / usage.total if usage.total else 1.0
     if part < VERY_LITTLE and usage.free < 10 * LEAST_BYTES:
         return problem(name, told, advice)

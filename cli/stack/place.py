@@ -45,6 +45,16 @@ class Place:
         return self.folder / "logs"
 
     @property
+    def agent(self) -> Path:
+        """The agent's WORKDIR."""
+        return self.folder / "agent"
+
+    @property
+    def executor_note(self) -> Path:
+        """Which executor the last agent had."""
+        return self.folder / "executor"
+
+    @property
     def ready_file(self) -> Path:
         return self.folder / "ready.json"
 

@@ -17,9 +17,12 @@ import aiohttp
 import asyncpg
 from attrs import frozen
 
+from agent.executors.choice import Choice
 from cli.client import Client
 from cli.errors import Problem
 from cli.local import Local
+from cli.stack import defaults
+from cli.stack import executor as executors
 from cli.stack import place as places
 from cli.stack.place import BACKEND, HOST, Place
 from cli.stack.postgres import Postgres, PostgresError, ensure_database
@@ -35,16 +38,6 @@ _POSTGRES_STOP: Final = 20.0
 _LOOK: Final = 0.05
 """Seconds between two looks whether something has come up."""
 
-_DEFAULTS: Final[Mapping[str, str]] = {
-    "ALLOW_LOCAL_GIT_REPOS": "true",
-    "RAP_AGENT_EXIT": "hand_back",
-    "RAP_ALLOW_UNISOLATED": "true",
-    "RAP_EGRESS": "open",
-    "RAP_EXECUTOR": "sandbox",
-    "STATS_POLL_INTERVAL": "0.5",
-}
-"""What fits a laptop; the environment of `rap up` may say otherwise."""
-
 _NOT_INHERITED: Final = frozenset({"RAP_URL", "RAP_TOKEN", "RAP_AGENT_ID", "CONTROLLER_TASK_API_ENDPOINT"})
 
 
@@ -55,7 +48,7 @@ class Running:
     info: Local
     place: Place
     executor: str
-    """As the agent declared it."""
+    """As the agent declared it: the one of `info`, and whether it isolates jobs."""
     stack: "Stack"
 
     async def failed(self) -> None:
@@ -68,18 +61,24 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    folder: Path, port: int, say: Callable[[str], None], environ: Mapping[str, str] = os.environ
+    folder: Path,
+    port: int,
+    say: Callable[[str], None],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    executor: Choice | None = None,
 ) -> AsyncIterator[Running]:
     """A stack on `folder` (absolute), stopped on leaving.
 
     :param port: where the controller listens; 0 for any free one.
     :param say: shows the user a sentence.
+    :param executor: what runs jobs; None to have the best taken that works here.
     :raises Problem: it cannot be started, in one sentence.
     """
     lock = places.Lock(folder)
     try:
         port = places.free_port(port)
-        stack = Stack(places.prepare(folder), port, say, environ)
+        stack = Stack(places.prepare(folder), port, say, environ, executor)
         try:
             yield await stack.start()
         finally:
@@ -91,11 +90,19 @@ async def running(
 class Stack:
     """The three processes on one folder, which the caller has locked."""
 
-    def __init__(self, place: Place, port: int, say: Callable[[str], None], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        place: Place,
+        port: int,
+        say: Callable[[str], None],
+        environ: Mapping[str, str],
+        executor: Choice | None,
+    ) -> None:
         self._place = place
         self._port = port
         self._say = say
         self._environ = environ
+        self._executor = executor
         self._url = f"http://{HOST}:{port}"
         self._tokens = places.tokens(place.folder)
         self._postgres = Postgres(place.postgres, place.logs / "postgres.log")
@@ -107,12 +114,20 @@ class Stack:
 
         :raises Problem: something does not start.
         """
-        dsn = await self._start_postgres()
-        controller = self._serve("controller", self._controller_env(dsn), _CONTROLLER_STOP)
-        await self._unless_failed(self._controller_answers(), "the controller does not answer")
-        controller.proven = True
+        # Side by side with what takes longer; an engine that hangs would show.
+        choosing = asyncio.create_task(executors.decide(self._place, self._agent_env(), self._executor))
+        try:
+            dsn = await self._start_postgres()
+            controller = self._serve("controller", self._controller_env(dsn), _CONTROLLER_STOP)
+            await self._unless_failed(self._controller_answers(), "the controller does not answer")
+            controller.proven = True
+            choice = await choosing
+        finally:
+            choosing.cancel()
+            await asyncio.gather(choosing, return_exceptions=True)
+        self._say(f"executor: {choice.name} ({choice.reason})")
         began = datetime.now(UTC)
-        agent = self._serve("agent", self._agent_env(), _AGENT_STOP)
+        agent = self._serve("agent", _with_executor(self._agent_env(), choice), _AGENT_STOP)
         executor = await self._unless_failed(self._agent_seen(began), "the agent does not reach the controller")
         agent.proven = True
         info = Local(
@@ -122,6 +137,8 @@ class Stack:
             backend=BACKEND,
             data_dir=str(self._place.folder),
             pid=os.getpid(),
+            executor=choice.name,
+            executor_reason=choice.reason,
         )
         return Running(info=info, place=self._place, executor=executor, stack=self)
 
@@ -216,7 +233,7 @@ class Stack:
 
     def _common_env(self) -> dict[str, str]:
         return {
-            **_DEFAULTS,
+            **defaults.AGENT,
             **{name: value for name, value in self._environ.items() if name not in _NOT_INHERITED},
         }
 
@@ -239,11 +256,21 @@ class Stack:
             "RAP_CONTROLLER_URL": self._url,
             "CONTROLLER_TASK_API_TOKEN": self._tokens.agent,
             "RAP_AGENT_ID": "local",
-            "WORKDIR": str(self._place.folder / "agent"),
+            "WORKDIR": str(self._place.agent),
             "HIGH_PRIVACY_STORAGE_BASE": str(self._place.storage / "high_privacy"),
             "MEDIUM_PRIVACY_STORAGE_BASE": str(self._place.storage / "medium_privacy"),
             "HIGH_PRIVACY_ARCHIVE_DIR": str(self._place.storage / "archives"),
         }
+
+
+def _with_executor(environ: dict[str, str], choice: Choice) -> dict[str, str]:
+    """The agent's environment, once its executor is known.
+
+    Many a shell has a DOCKER_HOST for other programs, of a form that no agent knows; without Docker that is no fault.
+    """
+    if choice.name != "docker":
+        environ.pop("DOCKER_HOST", None)
+    return {**environ, defaults.EXECUTOR: choice.name}
 
 
 async def _to_the_end(work: Callable[[], None]) -> None:

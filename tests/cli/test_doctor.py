@@ -112,9 +112,47 @@ def run(*arguments: str, **env: str) -> Any:
     return CliRunner().invoke(rap, list(arguments), env=env)
 
 
-def test_nothing_to_check() -> None:
-    done = run("doctor")
-    assert (done.exit_code, "nothing to check here" in done.stderr) == (2, True)
+def bare(folder: Path) -> dict[str, str]:
+    """A machine with no program and no engine."""
+    return {"PATH": "/nowhere", "DOCKER_HOST": f"unix://{folder}/docker.sock", "HOME": str(folder), "RAP_EXECUTOR": ""}
+
+
+def test_where_nothing_is_set_the_executors_are_explained(tmp_path: Path) -> None:
+    done = run("doctor", **bare(tmp_path))
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Executors (`rap up` would take sandbox): 0 of 1 checks in order"
+    for words in (
+        f"  not usable docker   there is no {tmp_path}/docker.sock",
+        "  not usable slurm    there is no sbatch",
+        "  taken      sandbox  jobs run WITHOUT isolation, as plain processes (RAP_ALLOW_UNISOLATED): bubblewrap",
+        "systemctl start docker",
+        "slurm-client",
+        "apt install bubblewrap",
+    ):
+        assert words in done.stdout
+    document = json.loads(run("doctor", "--json", **bare(tmp_path)).stdout)
+    told = [(each["name"], each["standing"], each["taken"], each["isolated"]) for each in document["executors"]]
+    assert told == [
+        ("docker", "unusable", False, True),
+        ("slurm", "unusable", False, True),
+        ("sandbox", "ready", True, False),
+    ]
+    assert [each["level"] for each in document["findings"]] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"RAP_EXECUTOR": "docker"}, "docker cannot be used: there is no"),
+        ({"RAP_EXECUTOR": "dokcer"}, "RAP_EXECUTOR is 'dokcer', which is not one of"),
+        ({"RAP_ALLOW_UNISOLATED": "false"}, "No executor can be used"),
+    ],
+)
+def test_an_executor_that_cannot_be_had_is_a_problem(tmp_path: Path, values: dict[str, str], words: str) -> None:
+    done = run("doctor", **{**bare(tmp_path), **values})
+    assert done.exit_code == 1, done.output
+    assert words in done.stdout
 
 
 def test_nobody_answers() -> None:
@@ -182,6 +220,17 @@ def test_room_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: i
     Usage.free = free  # type: ignore[attr-defined]  # what shutil answers, as far as it is read
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     assert findings.disk("d", "it", tmp_path / "not" / "there").level.value == level
+
+
+def test_a_disk_below_an_agents_reserve_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        total, used, free = 1 << 40, 1 << 39, 1 << 39
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    assert findings.disk("d", "it", tmp_path, reserve=1 << 39).level.value == "ok"
+    found = findings.disk("d", "it", tmp_path, reserve=(1 << 39) + 1)
+    assert found.level.value == "problem"
+    assert "RAP_DISK_RESERVE" in found.message
 
 
 def pruned(next_after: int | None = None, **changes: Any) -> tuple[int, dict[str, Any]]:

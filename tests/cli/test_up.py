@@ -51,7 +51,11 @@ def test_a_study_runs_and_the_next_start_carries_on(home: Path):
     repository = study(home / "study", QUICK)
     with up(home, "--data", str(data), "--ready-file", str(ready)) as first:
         info = json.loads(ready.read_text())
-        assert sorted(info) == ["agent_token", "backend", "client_token", "controller_url", "data_dir", "pid"]
+        assert sorted(info) == [
+            *("agent_token", "backend", "client_token", "controller_url", "data_dir"),
+            *("executor", "executor_reason", "pid"),
+        ]
+        assert (info["executor"], info["executor_reason"]) == ("sandbox", "as RAP_EXECUTOR says")
         assert (info["backend"], info["data_dir"], info["pid"]) == ("test", str(data), first.process.pid)
         assert json.loads((data / "ready.json").read_text()) == info
         for file in (ready, data / "ready.json", data / "tokens.json"):

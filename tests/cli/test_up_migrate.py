@@ -77,5 +77,14 @@ def test_an_agent_that_may_not_run_unisolated_says_so(tmp_path: Path):
     assert "secret-secret" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["DEFAULT_JOB_MEMORY_LIMIT", "TPP_JOB_MEMORY_LIMIT"])
+def test_a_malformed_memory_limit_is_told_before_any_job_has_it(tmp_path: Path, name: str):
+    done = rap(
+        tmp_path, "controller", RAP_DATABASE_URL="postgresql://u@127.0.0.1:1/x", BACKENDS="tpp", **{name: "4 gigs"}
+    )
+    assert done.returncode == 2
+    assert f"{name} is '4 gigs', which is not a size such as 4G or 512m" in done.stderr
+
+
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.strip().splitlines()[-1]

@@ -105,9 +105,16 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """A user's environment, whose home is `home`."""
+    """A user's environment, whose home is `home`; jobs run in the sandbox, whatever engines the machine has."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAP_", "XDG_"))}
-    return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(home), **more}
+    return {
+        **kept,
+        "RAP_EXECUTOR": "sandbox",
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "MPLCONFIGDIR": str(home),
+        **more,
+    }
 
 
 def rap(home: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
