@@ -14,6 +14,7 @@ import structlog
 
 from agent.checkout import Checkouts, Rules
 from agent.client import Client
+from agent.disk import Disk
 from agent.executors.base import Executor, Unusable
 from agent.job import Tools
 from agent.loop import Loop, StopMode
@@ -63,14 +64,23 @@ def make_places(settings: Settings) -> Places:
         work=settings.work_dir.absolute(),
     )
     # The storage areas are for others, too, as the umask says; WORKDIR (studies' code, tasks) is the agent's alone.
-    folders = {places.high: 0o777, places.medium: 0o777, places.work: 0o700, places.work / "tasks": 0o700}
-    for folder, mode in folders.items():
+    folders = {
+        places.work: ("WORKDIR", 0o700),
+        places.work / "tasks": ("WORKDIR", 0o700),
+        places.high: ("HIGH_PRIVACY_STORAGE_BASE", 0o777),
+        places.high / "volumes": ("HIGH_PRIVACY_STORAGE_BASE", 0o777),
+        places.medium: ("MEDIUM_PRIVACY_STORAGE_BASE", 0o777),
+    }
+    for folder, (setting, mode) in folders.items():
         try:
             folder.mkdir(mode=mode, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise Unusable(f"the folder {folder} cannot be made or written: {error.strerror}") from error
+            raise Unusable(
+                f"{setting}: the folder {folder} cannot be made or written: {error.strerror}; let the agent's user "
+                f"write it, or set {setting} to another folder"
+            ) from error
     return places
 
 
@@ -127,6 +137,7 @@ async def assemble(
             checkouts=checkouts,
             client=client,
             reports=reports,
+            disk=Disk(places.high, settings.disk_reserve),
         )
         declaration = Declaration(
             version=settings.version,

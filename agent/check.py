@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import structlog
 
-from agent.core.checks import CheckFailed, CheckTimedOut, Program, read_answer
+from agent.core.checks import CheckFailed, CheckTimedOut, NoDatabase, Program, read_answer
 from agent.core.errors import JobError, RunLost
 from agent.core.redact import redact_text
 from agent.executors.base import HOME, Limits, Run
 from agent.faults import blame
 from agent.job import Tools, forget
-from agent.outputs.workspaces import remove_tree, replacing
+from agent.outputs.trees import remove_tree
+from agent.outputs.workspaces import replacing
 from agent.settings import Settings
 from agent.waits import Interrupted, bounded, unless
 from common.protocol import TaskOffer
@@ -95,6 +96,8 @@ class Check:
 
     async def _ask(self) -> str:
         """Run the program, or find the one that an earlier agent has started; its answer."""
+        if self._tools.settings.dummy_data:
+            raise NoDatabase("There is no database to check (USING_DUMMY_DATA_BACKEND)")
         executor, run = self._tools.executor, self._run
         await asyncio.to_thread(run.volume.mkdir, parents=True, exist_ok=True)
         await executor.prepare(run)

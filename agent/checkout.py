@@ -23,13 +23,16 @@ import structlog
 from attrs import frozen
 
 from agent.core.errors import BadSource, JobError, SourceUnavailable
+from agent.core.redact import redact_text
 from agent.outputs.workspaces import replacing
 from agent.waits import bounded
+from common import certificates
 from common.clock import Clock
 
 _log = structlog.get_logger()
 
 _PASSED: Final = re.compile(r"PATH|LD_LIBRARY_PATH|(https?|no|all)_proxy|SSL_CERT_(FILE|DIR)|TMPDIR", re.IGNORECASE)
+# A redirect would lead past the allowed organisations, and git sends our token along, whatever host it leads to.
 _CONFIG: Final = """\
 # Written by the agent at every start.
 [safe]
@@ -48,6 +51,8 @@ _CONFIG: Final = """\
 \thooksPath = /dev/null
 [fetch]
 \trecurseSubmodules = false
+[http]
+\tfollowRedirects = false
 """
 
 
@@ -103,12 +108,8 @@ class Rules:
 class _Ended:
     code: int
     stdout: bytes
-    stderr: bytes
-
-    @property
-    def words(self) -> str:
-        """The end of what git said, for the backend's log."""
-        return self.stderr.decode(errors="replace").strip()[-500:]
+    words: str
+    """The end of what git said, for people inside the backend; without the credentials, which a server may repeat."""
 
 
 class Checkouts:
@@ -129,17 +130,24 @@ class Checkouts:
         self._locks: dict[str, asyncio.Lock] = {}
         self._ready: set[Path] = set()
         source = os.environ if environ is None else environ
-        self._environ = {key: value for key, value in source.items() if _PASSED.fullmatch(key)} | {
-            "HOME": str(cache),
-            "LANG": "C.UTF-8",
-            "GIT_CONFIG_GLOBAL": str(cache / "gitconfig"),
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": "true",
-            "GIT_ALLOW_PROTOCOL": "https:file",
-            "GIT_LFS_SKIP_SMUDGE": "1",
-        }
+        passed = {key: value for key, value in source.items() if _PASSED.fullmatch(key)}
+        self._environ = (
+            passed
+            | certificates.for_git(source)
+            | {
+                "HOME": str(cache),
+                "LANG": "C.UTF-8",
+                "GIT_CONFIG_GLOBAL": str(cache / "gitconfig"),
+                "GIT_CONFIG_NOSYSTEM": "1",
+                "GIT_TERMINAL_PROMPT": "0",
+                "GIT_ASKPASS": "true",
+                "GIT_ALLOW_PROTOCOL": "https:file",
+                "GIT_LFS_SKIP_SMUDGE": "1",
+            }
+        )
         self._credentials = rules.authorise(user, token)
+        basic = base64.b64encode(f"{user}:{token}".encode()).decode()
+        self._secrets = (basic, token) if token else ()
 
     async def check_out(self, url: str, commit: str, volume: Path) -> None:
         """Write the files of `commit` into the empty folder `volume`.
@@ -207,22 +215,30 @@ class Checkouts:
         return ended.code == 0
 
     async def _fetch(self, bare: Path, url: str, commit: str) -> None:
-        """Fetch one commit, without history. The ref keeps it; it is only written when the fetch is complete."""
-        arguments = ("--git-dir", str(bare), "fetch", "--quiet", "--no-tags", "--depth=1", self._rules.route(url))
-        ended = await self._git(*arguments, f"{commit}:refs/fetched/{commit}", remote=True)
-        if ended.code == 0 and await self._has_commit(bare, commit):
-            return
-        _log.warning("git fetch failed", repo_url=url, commit=commit, exit_code=ended.code, said=ended.words)
-        raise await self._explain(url, commit)
+        """Fetch one commit, without history. The ref keeps it; it is only written when the fetch is complete.
 
-    async def _explain(self, url: str, commit: str) -> JobError:
-        """Whose fault a failed fetch is: if the repository answers, the commit is not there."""
-        readable = (await self._git("ls-remote", "--quiet", "--heads", self._rules.route(url), remote=True)).code == 0
-        if readable:
-            return BadSource(f"Error fetching commit {commit} from {url}")
+        A commit is only said to be missing after a second look, at a repository that has just answered: otherwise a
+        host that was away for a moment would be taken for an author's mistake.
+        """
+        arguments = ("--git-dir", str(bare), "fetch", "--quiet", "--no-tags", "--depth=1", self._rules.route(url))
+        for _ in range(2):
+            ended = await self._git(*arguments, f"{commit}:refs/fetched/{commit}", remote=True)
+            if ended.code == 0 and await self._has_commit(bare, commit):
+                return
+            _log.warning("git fetch failed", repo_url=url, commit=commit, exit_code=ended.code, said=ended.words)
+            if fault := await self._reach(url):
+                raise fault
+        raise BadSource(f"Error fetching commit {commit} from {url}")
+
+    async def _reach(self, url: str) -> JobError | None:
+        """Why the repository does not answer; None if it does."""
+        asked = await self._git("ls-remote", "--quiet", "--heads", self._rules.route(url), remote=True)
+        if asked.code == 0:
+            return None
         if url.startswith("/"):
             return BadSource(f"Could not read from {url}")
-        return SourceUnavailable(f"Could not read from {url}")
+        settings = "GITHUB_PROXY_DOMAIN and PRIVATE_REPO_ACCESS_TOKEN say where and how it is read"
+        return SourceUnavailable(f"Could not read from {url}: {asked.words} ({settings})")
 
     async def _git(self, *arguments: str, index: Path | None = None, remote: bool = False) -> _Ended:
         """Run git to its end; with the credentials if it talks to a remote.
@@ -251,4 +267,5 @@ class Checkouts:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
-        return _Ended(code=process.returncode or 0, stdout=stdout, stderr=stderr)
+        words = redact_text(stderr.decode(errors="replace"), self._secrets).strip()[-500:]
+        return _Ended(code=process.returncode or 0, stdout=stdout, words=words)

@@ -6,7 +6,6 @@ not wanted, because its steps can all be repeated.
 """
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any, Final, assert_never
 import structlog
 from attrs import frozen
 
+from agent import disk
 from agent.checkout import Checkouts
 from agent.client import Client
 from agent.core import messages
-from agent.core.definition import JobDefinition
-from agent.core.errors import RunLost
+from agent.core.definition import JobDefinition, time_limit
+from agent.core.errors import DiskFull, RunLost
 from agent.core.lifecycle import Intent, Recorded, Situation, Step, next_step, stage_of
 from agent.core.redact import redact_metrics, redact_results
 from agent.executors.base import HOME, Executor, Exit, Limits, Phase, Run
@@ -27,12 +27,13 @@ from agent.faults import blame, describe
 from agent.logs import LogPush
 from agent.outputs import finalization, metadata, preparation
 from agent.outputs.metadata import Ending
-from agent.outputs.workspaces import TIMESTAMP, Places, remove_tree, replacing
+from agent.outputs.trees import remove_tree
+from agent.outputs.workspaces import Places, replacing
 from agent.reports import Reports
 from agent.settings import Settings
 from agent.waits import Interrupted, in_thread, unless
 from common.clock import Clock
-from common.protocol import Report, Stage, TaskOffer, Verdict
+from common.protocol import Named, Report, Stage, TaskOffer, Verdict
 
 _log = structlog.get_logger()
 _FINAL_LOG_TRIES: Final = 4
@@ -50,15 +51,19 @@ class Tools:
     checkouts: Checkouts
     client: Client
     reports: Reports
+    disk: disk.Disk
     on_idle: Callable[[], None] = lambda: None
     """Called when a job needs its slot no longer."""
 
 
-def build_run(tools: Tools, task_id: str, definition: JobDefinition, traceparent: str | None) -> Run:
-    """What the executor needs to know. Database secrets go to jobs that may use the database, and to no others."""
+def build_run(tools: Tools, task_id: str, definition: JobDefinition, offer: TaskOffer | None) -> Run:
+    """What the executor needs to know. Database secrets go to jobs that may use the database, and to no others.
+
+    :param offer: the task, RUNJOB's if it is there.
+    """
     environment = HOME | dict(definition.env)
-    if traceparent:
-        environment["TRACEPARENT"] = traceparent
+    if offer and offer.traceparent:
+        environment["TRACEPARENT"] = offer.traceparent
     if definition.allow_database_access:
         environment |= tools.settings.db_env
     return Run(
@@ -75,7 +80,8 @@ def build_run(tools: Tools, task_id: str, definition: JobDefinition, traceparent
         limits=Limits(
             cpu_count=definition.cpu_count,
             memory_bytes=definition.memory_bytes,
-            seconds=tools.settings.job_time_limit,
+            seconds=time_limit(offer.time_limit if offer else None, tools.settings.job_time_limit),
+            disk_bytes=tools.settings.job_disk_limit,
         ),
         network=definition.allow_database_access,
     )
@@ -111,9 +117,12 @@ class Job:
         self._offer = run
         self._cancel = cancel
         offer = run or cancel
-        self._run = build_run(tools, task_id, definition, offer.traceparent if offer else None)
+        self._run = build_run(tools, task_id, definition, offer)
         self._notes = tools.places.notes(task_id)
         self._log_dir = tools.places.log_dir(definition.id, definition.created_at)
+        self._disk = disk.Watch(
+            tools.disk, tools.executor, tools.clock, self._run, self._notes, interval=tools.settings.sample_interval
+        )
         self._changed = asyncio.Event()
         self._unwanted = asyncio.Event()
         self._tidied = False
@@ -233,19 +242,20 @@ class Job:
     async def _look_outside(self) -> tuple[Situation, dict[str, Any] | None]:
         status = await self._tools.executor.status(self._run)
 
-        def read() -> tuple[bool, bool, dict[str, Any] | None, bool]:
-            prepared = (self._notes / "prepared").exists() and os.path.lexists(self._run.volume / TIMESTAMP)
+        def read() -> tuple[bool, bool, dict[str, Any] | None, bool, bool]:
+            prepared = preparation.is_prepared(self._run.volume, self._notes)
             left = self._run.volume.exists() or self._run.state_dir.exists()
-            return prepared, (self._notes / "started").exists(), metadata.read(self._log_dir), left
+            started, condemned = (self._notes / "started").exists(), disk.is_condemned(self._notes)
+            return prepared, started, metadata.read(self._log_dir), left, condemned
 
-        prepared, started, recorded, left = await asyncio.to_thread(read)
+        prepared, started, recorded, left, condemned = await asyncio.to_thread(read)
         if recorded is None or recorded["task_id"] != self.task_id:
             recorded = self._unrecorded
         situation = Situation(
             phase=status.phase,
             prepared=prepared,
             started=started,
-            terminated=bool(status.exit and status.exit.terminated),
+            terminated=bool(status.exit and status.exit.terminated) and not condemned,
             recorded=self._summarise(recorded),
             cleaned=self._tidied or (status.phase is Phase.ABSENT and not left),
         )
@@ -280,12 +290,13 @@ class Job:
         if not situation.started:
             await self._mark("started")
         self._state(Stage.EXECUTING)
-        company = asyncio.create_task(self._accompany())
+        company = [asyncio.create_task(work) for work in (self._accompany(), self._disk.guard())]
         try:
             await self._tools.executor.wait(self._run)
         finally:
-            company.cancel()
-            await asyncio.gather(company, return_exceptions=True)
+            for task in company:
+                task.cancel()
+            await asyncio.gather(*company, return_exceptions=True)
 
     async def _accompany(self) -> None:
         """Every interval: metrics and new log text, as far as the egress policy allows."""
@@ -309,8 +320,14 @@ class Job:
         exit = await self._tools.executor.wait(self._run)
         if exit.lost:
             raise RunLost(f"The job's process did not end by itself: {exit.lost}")
-        tools = self._tools
-        await finalization.finalize(tools.places, tools.checkouts, tools.executor, self.definition, self._run, exit)
+        if exit.terminated and await asyncio.to_thread(disk.read_verdict, self._notes) is disk.Verdict.RESERVE:
+            raise DiskFull(
+                f"The disk was nearly full ({disk.RESERVE_SETTING}), and of all jobs here this one had written most"
+            )
+        tools, over = self._tools, await self._disk.filled(exit)
+        await finalization.finalize(
+            tools.places, tools.checkouts, tools.executor, self.definition, self._run, exit, over_disk=over
+        )
 
     async def _finalize_cancelled(self, situation: Situation) -> None:
         self._state_current(situation)
@@ -357,7 +374,7 @@ class Job:
         self._tidied = True
         if self._tools.settings.egress.logs and self._offer:
             await unless(self._unwanted, self._push_final_log())
-        self._state_end(recorded)
+        await self._state_end(recorded)
         await self._remove()
 
     async def _remove(self) -> None:
@@ -381,8 +398,9 @@ class Job:
         async def source(offset: int, limit: int) -> bytes:
             return await asyncio.to_thread(read, offset, limit)
 
-        # The file ends with our summary, which names outputs: without leave for that, only what the job printed.
-        whole = self._tools.settings.egress.outputs
+        # The file ends with our summary, which names outputs of every level: without leave for all of them, only
+        # what the job printed.
+        whole = self._tools.settings.egress.outputs is Named.ALL
         try:
             await self._log_push.push(source if whole else self._read_log, tries=_FINAL_LOG_TRIES)
         except Exception:
@@ -392,17 +410,18 @@ class Job:
         """State the end until it is acknowledged. The slot is free from here on."""
         self.working = False
         self._tools.on_idle()
-        self._state_end(recorded)
+        await self._state_end(recorded)
         if self._stated:
             await asyncio.wait(self._stated.values())
 
-    def _state_end(self, recorded: dict[str, Any]) -> None:
+    async def _state_end(self, recorded: dict[str, Any]) -> None:
         """Report how it ended, once for each task.
 
         A cancelled end is the CANCELJOB task's to tell: its RUNJOB task is no longer active at the controller.
         """
         stage = Stage.ERROR if recorded.get("error") else Stage.FINALIZED
-        results = redact_results(recorded, self._tools.settings.egress)
+        # In a thread: choosing among a hundred thousand outputs takes its time.
+        results = await asyncio.to_thread(redact_results, recorded, self._tools.settings.egress)
         for offer in self.offers:
             if offer is self._offer and recorded.get("cancelled"):
                 continue

@@ -18,33 +18,39 @@ from agent.check import Check, error_results
 from agent.client import ANSWER_SECONDS, Rejected
 from agent.core import checks
 from agent.core.checks import Program, parse_check
-from agent.core.definition import JobDefinition, check_id, parse_definition
+from agent.core.definition import JobDefinition, check_id, parse_definition, time_limit
 from agent.core.errors import BadDefinition, JobError, Unsupported
 from agent.core.lifecycle import Intent
 from agent.core.messages import CANCELLED
 from agent.core.redact import redact_error, redact_results
+from agent.core.releases import parse_release, unable_results
 from agent.faults import blame, describe
 from agent.job import RETURNED, Job, Tools, forget
 from agent.outputs import metadata
 from agent.outputs.metadata import Ending
 from agent.outputs.workspaces import read_json, write_json
+from agent.release import Release
 from agent.waits import Interrupted, bounded, pause, unless
 from common.convert import Malformed, structure
 from common.protocol import (
+    RELEASE,
     ClaimRequest,
     ClaimResponse,
     Declaration,
     Held,
+    ReleaseDefinition,
     ReleaseRequest,
     Report,
     Stage,
     TaskOffer,
+    Unable,
     Verdict,
     Welcome,
 )
 
 _log = structlog.get_logger()
 
+Definition = JobDefinition | Program | ReleaseDefinition
 RUN, CANCEL = "runjob", "canceljob"
 _CANCEL_SUFFIX: Final = "-cancel"
 FLUSH_SECONDS: Final = 5.0
@@ -84,6 +90,7 @@ class Loop:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._renew = asyncio.Event()
         self._slots_offered = 0
+        self._has_room = True
         self._barren = 0
         self._welcome: Welcome | None = None
 
@@ -183,7 +190,7 @@ class Loop:
         dropped = {offer.id for job in self._jobs.values() if job.intent is Intent.DROP for offer in job.offers}
         return ClaimRequest(
             agent=settings.agent_id,
-            slots=max(0, settings.slots - busy),
+            slots=max(0, settings.slots - busy) if self._has_room else 0,
             wait=wait,
             holding=tuple(held for task_id, held in self._held.items() if task_id not in dropped),
         )
@@ -196,6 +203,7 @@ class Loop:
     async def _claim_once(self) -> None:
         """One claim. It is cut short when a slot becomes free; a task that crosses this is offered again, because
         the next claim does not list it as held."""
+        self._has_room = await self._tools.disk.has_room()
         self._renew.clear()
         request = self._compose()
         self._slots_offered = request.slots
@@ -258,12 +266,18 @@ class Loop:
             return
         self._start(offer, definition)
 
-    def _start(self, offer: TaskOffer, definition: JobDefinition | Program) -> None:
+    def _start(self, offer: TaskOffer, definition: Definition) -> None:
         if isinstance(definition, Program):
             check = self._checks[offer.id] = Check(self._tools, offer, definition)
             self._spawn(self._concluding, self._carry_out(check))
+        elif isinstance(definition, ReleaseDefinition):
+            self._spawn(self._concluding, self._let_out(Release(self._tools, offer, definition)))
         else:
             self._start_job(offer, definition)
+
+    async def _let_out(self, release: Release) -> None:
+        """What is released stays released, so a release is finished even if somebody else was asked meanwhile."""
+        await self._conclude(release.offer, None, await release.carry_out())
 
     async def _carry_out(self, check: Check) -> None:
         try:
@@ -311,6 +325,9 @@ class Loop:
             error = await asyncio.to_thread(describe, fault)
             results: dict[str, Any] = {"error": redact_error(error, egress), "exit_code": "None"}
             await self._conclude(offer, Stage.ERROR, results)
+            return
+        if offer.type == RELEASE:
+            await self._conclude(offer, None, unable_results(Unable.FAILED))
             return
         await self._conclude(offer, None, error_results(fault, self._tools.settings))
 
@@ -402,16 +419,19 @@ class Loop:
         return offers, returned
 
 
-def _parse(offer: TaskOffer) -> JobDefinition | Program:
+def _parse(offer: TaskOffer) -> Definition:
     """What a task's definition says.
 
     :raises BadDefinition: it says nothing that makes sense.
     :raises Unsupported: this agent knows no tasks of that type.
     """
     if offer.type in (RUN, CANCEL):
+        time_limit(offer.time_limit, None)
         return parse_definition(offer.definition)
     if offer.type in checks.TYPES:
         return parse_check(offer.type, offer.definition)
+    if offer.type == RELEASE:
+        return parse_release(offer.definition)
     raise Unsupported(f"this agent knows no tasks of type {offer.type}")
 
 

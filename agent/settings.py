@@ -10,15 +10,18 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from attrs import field, frozen
 
 from agent import images
-from agent.executors import docker_spec, slurm_options
+from agent.core.definition import parse_memory
+from agent.core.errors import BadDefinition
+from agent.executors import cgroups, docker_spec, seccomp, slurm_options
+from common import quantities
 from common.environ import Environ
 from common.logs import FORMATS, LEVELS
-from common.protocol import Egress, OnLoss
+from common.protocol import OPEN, Egress, Named, OnLoss
 
 EXECUTORS: Final = ("sandbox", "docker", "slurm", "fake")
 LEAVE: Final = "leave"
@@ -26,8 +29,12 @@ LEAVE: Final = "leave"
 HAND_BACK: Final = "hand_back"
 """On SIGTERM jobs are stopped and given back to the queue."""
 
+_OUTPUTS: Final = "+outputs"
+_LEVELS: Final = (Named.MINIMALLY_SENSITIVE, Named.MODERATELY_SENSITIVE)
+
 _AGENT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _BACKEND: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
+_SHORTEST_PASSWORD: Final = 6
 
 
 @frozen(kw_only=True)
@@ -58,8 +65,12 @@ class Settings:
     private_repo_access_token: str = field(repr=False)
     job_time_limit: float | None
     """Wall-clock limit of a job; None for none."""
+    job_disk_limit: int | None
+    """Most bytes that a job may write; None for no limit."""
+    disk_reserve: int
+    """Bytes that stay free where the volumes lie, or no job is taken; 0 for none."""
     sample_interval: float
-    """Between two samples of a job's use of CPU and memory."""
+    """Between two samples of a job's use of CPU, memory and disk."""
     log_limit: int
     """Characters of one job's log that are pushed, if the egress lets logs out."""
     poll_seconds: float
@@ -70,12 +81,18 @@ class Settings:
     """Whether jobs that may use the database get the machine's network; all others never have one."""
     allow_unisolated: bool
     """Whether jobs may run without isolation where bubblewrap does not work."""
+    sandbox_cgroups: str
+    """Limits by control groups: `auto`, `off`, or the group that shall hold those of the jobs."""
+    sandbox_seccomp: str
+    """The filter of system calls: `auto`, `required` or `off`."""
     docker: docker_spec.DockerSettings
     """Which container engine the executor `docker` uses, and how."""
     slurm: slurm_options.Options
     """Where and how the executor `slurm` submits jobs."""
+    dummy_data: bool
+    """Whether the backend has dummy data only: there is no database then, and no job gets a secret."""
     db_env: Mapping[str, str] = field(repr=False)
-    """Environment of jobs that may use the database, and of no others."""
+    """Environment of jobs that may use the database, and of no others; empty where there are dummy data only."""
     log_level: str
     log_format: str
     on_loss: OnLoss | None
@@ -86,7 +103,8 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must never be seen in a log."""
-        found = (self.token, self.private_repo_access_token, *self.db_env.values())
+        passwords = _passwords(self.db_env.get("DATABASE_URL", ""))
+        found = (self.token, self.private_repo_access_token, *self.db_env.values(), *passwords)
         return tuple(secret for secret in found if secret)
 
 
@@ -125,8 +143,8 @@ def from_environ(values: Mapping[str, str]) -> Settings:
 def read(environ: Environ) -> Settings:
     """Ask `environ` for every setting; faults stay in it until its `finish`."""
     places = _folders(environ)
-    limit = environ.number("RAP_JOB_TIME_LIMIT", 0)
     agent_id = _agent_id(environ)
+    dummy_data = environ.flag("USING_DUMMY_DATA_BACKEND")
     return Settings(
         backend=_backend(environ),
         controller_url=_controller_url(environ),
@@ -145,16 +163,21 @@ def read(environ: Environ) -> Settings:
         git_timeout=environ.number("RAP_GIT_TIMEOUT", 60, least=1),
         github_proxy_domain=environ.text("GITHUB_PROXY_DOMAIN"),
         private_repo_access_token=environ.text("PRIVATE_REPO_ACCESS_TOKEN"),
-        job_time_limit=limit or None,
+        job_time_limit=environ.converted("RAP_JOB_TIME_LIMIT", None, quantities.time_limit),
+        job_disk_limit=environ.converted("RAP_JOB_DISK_LIMIT", 0, _size) or None,
+        disk_reserve=environ.converted("RAP_DISK_RESERVE", 1 << 30, _size),
         sample_interval=environ.number("STATS_POLL_INTERVAL", 10, least=0.05),
         log_limit=environ.integer("RAP_LOG_BYTES", 1024**2),
         poll_seconds=environ.number("RAP_POLL_SECONDS", 20, most=300),
         sandbox_images=_sandbox_images(environ),
         sandbox_network=environ.flag("RAP_SANDBOX_NETWORK"),
         allow_unisolated=environ.flag("RAP_ALLOW_UNISOLATED"),
-        docker=docker_spec.read_settings(environ, agent_id),
+        sandbox_cgroups=environ.converted(cgroups.SETTING, cgroups.AUTO, cgroups.parse),
+        sandbox_seccomp=environ.choice(seccomp.SETTING, seccomp.AUTO, seccomp.CHOICES),
+        docker=docker_spec.read_settings(environ, agent_id, dummy_data=dummy_data),
         slurm=slurm_options.read(environ),
-        db_env=_db_env(environ),
+        dummy_data=dummy_data,
+        db_env={} if dummy_data else _db_env(environ),
         log_level=environ.choice("LOGLEVEL", "info", LEVELS),
         log_format=environ.choice("RAP_LOG_FORMAT", "json", FORMATS),
         on_loss=environ.converted("RAP_ON_LOSS", None, _on_loss),
@@ -174,20 +197,44 @@ def _folders(environ: Environ) -> Folders:
 
 
 def parse_egress(raw: str) -> Egress:
-    """`status` alone, `open` alone, or any of `+metrics,+logs,+outputs`.
+    """`open`, or any of `status`, `+metrics`, `+logs` and `+outputs:<level>[:reviewed]`, in any order.
 
-    :raises ValueError: another word.
+    :raises ValueError: another word, no level or one that never leaves, or two policies for outputs.
     """
-    words = {word.strip().removeprefix("+") for word in raw.split(",")} - {""}
-    unknown = words - {"status", "metrics", "logs", "outputs", "open"}
-    if unknown or not words:
-        raise ValueError("is not made of status, +metrics, +logs, +outputs and open")
-    everything = "open" in words
-    return Egress(
-        metrics=everything or "metrics" in words,
-        logs=everything or "logs" in words,
-        outputs=everything or "outputs" in words,
-    )
+    words = {word.strip() for word in raw.split(",")} - {""}
+    if words == {"open"}:
+        return OPEN
+    levels = {word for word in words if word.partition(":")[0] == _OUTPUTS}
+    if not words or words - levels - {"status", "+metrics", "+logs"}:
+        raise ValueError(f"is not made of status, +metrics, +logs and {_OUTPUTS}:<level>[:reviewed]; nor is it open")
+    if len(levels) > 1:
+        raise ValueError(f"has more than one {_OUTPUTS}")
+    outputs, reviewed = _parse_outputs(next(iter(levels), ""))
+    return Egress(metrics="+metrics" in words, logs="+logs" in words, outputs=outputs, reviewed=reviewed)
+
+
+def _parse_outputs(word: str) -> tuple[Named, bool]:
+    """Which outputs `+outputs:<level>[:reviewed]` names, and whether only after a review."""
+    if not word:
+        return Named.NONE, False
+    _, _, rest = word.partition(":")
+    level, colon, review = rest.partition(":")
+    if level == "highly_sensitive":
+        raise ValueError("names a level that never leaves a backend: highly_sensitive")
+    if level not in _LEVELS or (colon and review != "reviewed"):
+        allowed = " or ".join(f"{_OUTPUTS}:{each}" for each in _LEVELS)
+        raise ValueError(f"must say which outputs: {allowed}, each also with :reviewed behind it")
+    return Named(level), bool(colon)
+
+
+def _size(raw: str) -> int:
+    """Bytes, in the form that memory limits have; 0 as well."""
+    if raw.strip() == "0":
+        return 0
+    try:
+        return parse_memory(raw)
+    except BadDefinition:
+        raise ValueError("is neither 0 nor a size such as 10G, 512m or a number of bytes") from None
 
 
 def _on_loss(raw: str) -> OnLoss | None:
@@ -250,6 +297,18 @@ def _agent_id(environ: Environ) -> str:
 
     default = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("._-")[:100]
     return environ.converted("RAP_AGENT_ID", default or "agent", check)
+
+
+def _passwords(url: str) -> set[str]:
+    """The password in a database's address, as it stands there and as it is: drivers tell one without the other.
+
+    Not one so short that it would be found everywhere.
+    """
+    try:
+        password = urlsplit(url).password or ""
+    except ValueError:
+        return set()
+    return {password, unquote(password)} if len(password) >= _SHORTEST_PASSWORD else set()
 
 
 def _db_env(environ: Environ) -> dict[str, str]:

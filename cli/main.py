@@ -46,6 +46,7 @@ OPERATING: Final[Mapping[str, Lazy]] = {
     "unpause": Lazy("cli.commands.modes:unpause", "Start jobs on a backend again."),
     "db-maintenance": Lazy("cli.commands.modes:db_maintenance", "Keep database jobs out, or let them in again."),
     "token": Lazy("cli.commands.token:token", "Let people, portals and agents in, and out again."),
+    "release": Lazy("cli.commands.release:release", "Let outputs out that you have reviewed."),
     "prune": Lazy("cli.commands.prune:prune", "Forget what finished long ago."),
     "prepare-for-reboot": Lazy("cli.commands.reboot:prepare_for_reboot", "Pause a backend and empty its machines."),
     "forget-agent": Lazy("cli.commands.forget_agent:forget_agent", "Take the work of an agent that is gone for good."),

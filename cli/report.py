@@ -204,6 +204,8 @@ def _print_outputs(console: Console, jobs: Iterable[Detail]) -> None:
     for job in jobs:
         for output in job["outputs"]:
             note = f"not released: {output['message']}" if output["excluded"] else output["message"]
+            if output.get("released_by") is not None:
+                note = f"released by {output['released_by']} at {output['released_at']}"
             table.add_row(
                 Text(safe(job["action"])),
                 Text(safe(output["path"]), overflow="fold"),

@@ -33,6 +33,11 @@ def cancel_task_id(run_task: str) -> str:
     return f"{run_task}-cancel"
 
 
+def release_task_id(job: str, attempt: int) -> str:
+    """The id of a task that lets outputs of a finished job out: `<job id>-release-NNN`, counted from 001."""
+    return f"{job}-release-{attempt:03}"
+
+
 def check_task_id(kind: str, day: date) -> str:
     """The id of a task that belongs to no job: `<type>-<YYYY-MM-DD>-<20 hex>` (reference section 2.3)."""
     return f"{kind}-{day.isoformat()}-{secrets.token_hex(10)}"

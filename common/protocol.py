@@ -16,11 +16,17 @@ nothing.
 
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from attrs import field, frozen
 
 PROTOCOL_VERSION = 1
+
+RELEASE: Final = "release"
+"""Type of a task of this protocol alone: a person has looked at a finished job's outputs and lets them out.
+
+Its definition is a `ReleaseDefinition`, its results are `ReleaseResults`.
+"""
 
 
 class Stage(enum.StrEnum):
@@ -50,14 +56,40 @@ class Verdict(enum.StrEnum):
     """The statement makes no sense; `detail` says why. The task's job is failed if the report was final."""
 
 
+class Named(enum.StrEnum):
+    """Which outputs an egress policy lets be named. Contents are never sent by this protocol's version 1."""
+
+    NONE = "none"
+    MINIMALLY_SENSITIVE = "minimally_sensitive"
+    MODERATELY_SENSITIVE = "moderately_sensitive"
+    """These and the minimally sensitive ones."""
+    ALL = "all"
+    """Of every level, also those that checks have excluded: for a machine whose data nobody has to protect."""
+
+
 @frozen(kw_only=True)
 class Egress:
     """What this agent lets out of its backend, beyond states (brief section 9)."""
 
-    metrics: bool = True
+    metrics: bool = False
     logs: bool = False
-    outputs: bool = False
-    """Names, levels, sizes and hashes of outputs. Contents are never sent by this protocol's version 1."""
+    outputs: Named = Named.NONE
+    """Whose path, level, size and hash may be told."""
+    reviewed: bool = False
+    """Whether an output is named only once a person has released it."""
+
+    @property
+    def words(self) -> str:
+        """The policy as `RAP_EGRESS` writes it; `open` if everything may be told."""
+        if self == OPEN:
+            return "open"
+        named = f"+outputs:{self.outputs}" if self.outputs is not Named.NONE else ""
+        parts = ("status", "+metrics" if self.metrics else "", "+logs" if self.logs else "", named)
+        return ",".join(part for part in parts if part) + (":reviewed" if named and self.reviewed else "")
+
+
+OPEN: Final = Egress(metrics=True, logs=True, outputs=Named.ALL)
+"""Everything that can be seen may be told; `rap up` has it."""
 
 
 class OnLoss(enum.StrEnum):
@@ -129,6 +161,8 @@ class TaskOffer:
     """W3C parent for the agent's spans and the job's `TRACEPARENT`."""
     created_at: float
     """Unix seconds."""
+    time_limit: float | None = None
+    """Seconds that a RUNJOB's process may run, where the controller has a limit; beside the agent's own."""
 
 
 @frozen(kw_only=True)
@@ -151,11 +185,79 @@ class Report:
     complete: bool = False
     results: Mapping[str, Any] = field(factory=dict)
     """As the Task API's (reference section 2.5); plus `outputs`, a list of `{path, level, size, sha256, excluded,
-    message}`, if the egress policy lets outputs be named."""
+    message}`, if the egress policy lets outputs be named. Of a `release` task: see `RELEASE`."""
     timestamp_ns: int | None = None
     """The agent's own time of the change."""
     metrics: Mapping[str, float] = field(factory=dict)
     """Sampled so far, if the egress policy lets metrics out."""
+
+
+@frozen(kw_only=True)
+class ReleaseDefinition:
+    """What a `release` task asks for."""
+
+    job_id: str
+    created_at: float
+    """Unix seconds, as in the job's own definition: it tells where the job's records are."""
+    workspace: str
+    by: str
+    """Who has looked at the outputs."""
+    paths: tuple[str, ...] | None = None
+    """None: all that the agent's policy lets out after a review."""
+
+
+class Refusal(enum.StrEnum):
+    """Why an output that a `release` task names stays inside."""
+
+    NOT_PERMITTED = "not_permitted"
+    """It is no output of the job, or none that the agent's policy lets out. Which of them is not told."""
+    CHANGED = "changed"
+    """Its file is gone, or is not the one that the job left."""
+
+
+class Unable(enum.StrEnum):
+    """Why an agent could not even look."""
+
+    ABSENT = "absent"
+    """The job's records are not in its storage; another agent may have them."""
+    POLICY = "policy"
+    """Its egress policy has no outputs that leave after a review."""
+    FAILED = "failed"
+    """Its log says more."""
+
+
+@frozen(kw_only=True)
+class ReleasedOutput:
+    """An output that has left."""
+
+    path: str
+    level: str
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@frozen(kw_only=True)
+class RefusedOutput:
+    """An output that the task names and that stays."""
+
+    path: str
+    reason: Refusal
+
+
+@frozen(kw_only=True)
+class ReleaseResults:
+    """`results` of the final report of a `release` task."""
+
+    released: tuple[ReleasedOutput, ...]
+    refused: tuple[RefusedOutput, ...] = ()
+    """Only of paths that the task names: no other name may be told."""
+    withheld: int = 0
+    """Files that nobody named and that are not, or no longer, as the job left them."""
+    left_out: int = 0
+    """Files that the policy lets out and for which this report had no room: ask again."""
+    unable: Unable | None = None
+    """None: it did look."""
 
 
 @frozen(kw_only=True)

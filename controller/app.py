@@ -139,7 +139,7 @@ def _sources(
     pinned = settings.image_digests == "registry"
     return Sources(
         git=git,
-        projects=ProjectFiles(git),
+        projects=ProjectFiles(git, may_ask=settings.job_resources),
         reusable=ReusableActions(git),
         digests=ImageDigests(settings.docker_registry, session, clock=clock) if pinned else None,
     )
@@ -165,6 +165,7 @@ def _terms(settings: Settings, backend: BackendSettings) -> BackendTerms:
     return BackendTerms(
         limits=Limits(workers=backend.max_workers, db_workers=backend.max_db_workers),
         weights=backend.weights,
+        most=backend.job_most,
         checks=definitions(
             settings.docker_registry,
             status=backend.slug in settings.checks.status,
@@ -172,8 +173,7 @@ def _terms(settings: Settings, backend: BackendSettings) -> BackendTerms:
         ),
         terms=Terms(
             docker_registry=settings.docker_registry,
-            cpu_count=backend.job_cpu_count,
-            memory_limit=backend.job_memory_limit,
+            ordinary=backend.job_limits,
             level4_max_csv_rows=settings.level4_max_csv_rows,
             level4_max_filesize=settings.level4_max_filesize,
             level4_file_types=settings.level4_file_types,

@@ -14,16 +14,17 @@ from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
+from common import quantities
 from common.environ import Environ
 from common.logs import FORMATS, LEVELS
 from controller.core.outputs import LEVEL4_FILE_TYPES
+from controller.core.resources import LEAST_CPUS, JobLimits
 from controller.core.retry import DEFAULT as DEFAULT_RETRY
 from controller.core.retry import RetryPolicy
 from controller.core.weights import InvalidWeights, Weights
 from controller.core.weights import parse as parse_weights
 
 _SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
-_MEMORY: Final = re.compile(r"[0-9]+(\.[0-9]+)?\s*[kmgt]?(i?b)?", re.IGNORECASE)
 _DAY: Final = 24 * 3600.0
 _CHECKED: Final = "tpp"
 """The backend whose database is checked where the settings do not say which (reference section 3.7)."""
@@ -45,9 +46,10 @@ class BackendSettings:
     max_workers: float
     """Sum of the weights of jobs without database access that run at once (reference section 3.5)."""
     max_db_workers: float
-    job_cpu_count: float
-    job_memory_limit: str
-    """Such as `4G`; units are powers of 1024."""
+    job_limits: JobLimits
+    """What one job may use of which nothing else is said."""
+    job_most: JobLimits
+    """What an author may ask for one job, if `job_resources` lets authors ask."""
     weights_file: Path | None
     weights: Weights
     """What the file says (`controller.core.weights`); without one every job weighs 1."""
@@ -101,6 +103,8 @@ class Settings:
     level4_max_csv_rows: int
     level4_file_types: tuple[str, ...]
     stata_license: str | None = field(repr=False)
+    job_resources: bool
+    """Whether actions in project files may ask for `resources`."""
     ehrql_max_join_count: Mapping[str, int]
     """Workspace -> `EHRQL_MAX_JOIN_COUNT` of its database jobs."""
     event_level_projects: tuple[str, ...]
@@ -169,6 +173,7 @@ def read(environ: Environ) -> Settings:
         level4_max_csv_rows=environ.integer("LEVEL4_MAX_CSV_ROWS", 5000),
         level4_file_types=environ.words("LEVEL4_FILE_TYPES", LEVEL4_FILE_TYPES),
         stata_license=environ.given("STATA_LICENSE"),
+        job_resources=environ.flag("RAP_JOB_RESOURCES"),
         ehrql_max_join_count=environ.converted("WORKSPACE_EHRQL_MAX_JOIN_COUNT", {}, _join_counts),
         event_level_projects=environ.words("RAP_EVENT_LEVEL_PROJECTS"),
         log_level=environ.choice("LOGLEVEL", "info", LEVELS),
@@ -220,8 +225,7 @@ def _password(url: str) -> str | None:
 def _backends(environ: Environ) -> tuple[BackendSettings, ...]:
     slugs = environ.words("BACKENDS", ("test", "tpp", "emis", "ted"))
     allow_default = environ.flag("RAP_ALLOW_DEFAULT_TOKEN")
-    cpu_count = environ.number("DEFAULT_JOB_CPU_COUNT", 2, least=0.01)
-    memory_limit = environ.converted("DEFAULT_JOB_MEMORY_LIMIT", "4G", _memory)
+    ordinary = _job_limits(environ, "DEFAULT_JOB", JobLimits(cpu_count=2, memory_limit="4G"))
     if not slugs:
         environ.fault("BACKENDS", "names no backend")
     prefixes: dict[str, str] = {}
@@ -242,13 +246,35 @@ def _backends(environ: Environ) -> tuple[BackendSettings, ...]:
                 agent_token=_agent_token(environ, f"{prefix}_JOB_SERVER_TOKEN", allow_default),
                 max_workers=workers,
                 max_db_workers=environ.number(f"{prefix}_MAX_DB_WORKERS", workers),
-                job_cpu_count=environ.number(f"{prefix}_JOB_CPU_COUNT", cpu_count, least=0.01),
-                job_memory_limit=environ.converted(f"{prefix}_JOB_MEMORY_LIMIT", memory_limit, _memory),
+                job_limits=(limits := _job_limits(environ, f"{prefix}_JOB", ordinary)),
+                job_most=_job_most(environ, prefix, limits),
                 weights_file=environ.converted(f"{prefix}_JOB_WEIGHTS", None, Path),
                 weights=environ.converted(f"{prefix}_JOB_WEIGHTS", Weights(), lambda raw: read_weights(Path(raw))),
             )
         )
     return tuple(backends)
+
+
+def _job_limits(environ: Environ, prefix: str, default: JobLimits) -> JobLimits:
+    return JobLimits(
+        cpu_count=environ.number(f"{prefix}_CPU_COUNT", default.cpu_count, least=LEAST_CPUS),
+        memory_limit=environ.converted(f"{prefix}_MEMORY_LIMIT", default.memory_limit, _memory),
+        time_limit=environ.converted(f"{prefix}_TIME_LIMIT", default.time_limit, quantities.time_limit),
+    )
+
+
+def _job_most(environ: Environ, prefix: str, limits: JobLimits) -> JobLimits:
+    """The ceilings; without any, authors may only ask for less than every job gets."""
+    most = _job_limits(environ, f"{prefix}_JOB_MAX", limits)
+    less = {
+        "CPU_COUNT": most.cpu_count < limits.cpu_count,
+        "MEMORY_LIMIT": quantities.memory(most.memory_limit) < quantities.memory(limits.memory_limit),
+        "TIME_LIMIT": most.time_limit is not None
+        and (limits.time_limit is None or most.time_limit < limits.time_limit),
+    }
+    for name in (name for name, is_less in less.items() if is_less):
+        environ.fault(f"{prefix}_JOB_MAX_{name}", f"is less than every job gets: see {prefix}_JOB_{name}")
+    return most
 
 
 def _checks(environ: Environ, slugs: Sequence[str]) -> CheckSettings:
@@ -328,8 +354,7 @@ def _retention(raw: str) -> float:
 
 
 def _memory(raw: str) -> str:
-    if not _MEMORY.fullmatch(raw.strip()) or not any(digit in raw for digit in "123456789"):
-        raise ValueError("is not a size such as 4G or 512m")
+    quantities.memory(raw)
     return raw.strip()
 
 

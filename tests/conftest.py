@@ -22,6 +22,14 @@ _TOGETHER = {
     "test_executors_slurm.py": "slurm",
     "test_executors_docker.py": "docker",
     "test_docker_restarts.py": "docker",
+    "test_database_jobs.py": "docker",
+    "test_reusable_actions.py": "docker",
+    "test_up_docker.py": "docker",
+    "test_executors_podman.py": "podman",
+    "test_hostile_slurm.py": "slurm",
+    "test_hostile_docker.py": "docker",
+    "test_hostile_podman.py": "podman",
+    "test_hostile_sandbox.py": "hostile",
 }
 """Files whose tests run one after the other in one worker: they share an engine or a cluster, or use the machine up."""
 

@@ -36,6 +36,12 @@ class CheckTimedOut(JobError):
     public: ClassVar[str] = "The check of the database took too long."
 
 
+class NoDatabase(JobError):
+    """There is nothing to check: the backend has dummy data only."""
+
+    public: ClassVar[str] = "This backend has dummy data only: there is no database to check."
+
+
 class BadAnswer(JobError):
     """The database utilities printed something that is no answer."""
 

@@ -76,8 +76,21 @@ def parse_memory(limit: object) -> int:
     match = _MEMORY.fullmatch(text.strip())
     size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
     if size <= 0:
-        raise BadDefinition(f"memory_limit: {limit!r} is not a size such as 4G, 512m or a number of bytes")
+        raise BadDefinition(
+            f"memory_limit: {limit!r} is not a size such as 4G, 512m or a number of bytes (where the controller has it "
+            "from: <BACKEND>_JOB_MEMORY_LIMIT, DEFAULT_JOB_MEMORY_LIMIT)"
+        )
     return size
+
+
+def time_limit(offered: float | None, own: float | None) -> float | None:
+    """Seconds that a job may run: the smaller of the controller's limit and the agent's own; None for no limit.
+
+    :raises BadDefinition: the controller's is not above zero.
+    """
+    if offered is not None and not 0 < offered < math.inf:
+        raise BadDefinition(f"time_limit: {offered} is not above zero")
+    return min((limit for limit in (offered, own) if limit is not None), default=None)
 
 
 def check_id(value: str, name: str) -> str:

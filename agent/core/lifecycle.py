@@ -45,7 +45,7 @@ class Situation:
     started: bool = False
     """Whether this task's process is known to have been started once."""
     terminated: bool = False
-    """Whether the process ended because the agent ended it."""
+    """Whether the process ended because the agent ended it, though not for anything that the job did."""
     recorded: Recorded | None = None
     cleaned: bool = False
     """Whether neither process, nor volume, nor executor's notes are left."""

@@ -16,11 +16,13 @@ ERRORED: Final = "Job errored"
 KILLED: Final = "Job killed by OpenSAFELY admin or memory limits"
 OUT_OF_MEMORY: Final = "Job ran out of memory"
 TIMED_OUT: Final = "Job ran longer than its time limit"
+OVER_DISK: Final = "Job used more disk space than its limit"
 
 KILLS: Final = re.compile(
     rf"{CANCELLED}|{KILLED}|{ERRORED}"
     rf"|{OUT_OF_MEMORY}( \(limit was [0-9]+\.[0-9]{{2}}GB\))?"
     rf"|{TIMED_OUT}( \(limit was [0-9]+ s\))?"
+    rf"|{OVER_DISK}( \(limit was [0-9]+\.[0-9]{{2}}GB\))?"
 )
 """Messages that explain a bad end without naming anything."""
 SAFE: Final = re.compile(rf"{COMPLETED}|{KILLS.pattern}")
@@ -29,11 +31,21 @@ _HINT_FILES: Final = 20
 
 
 def describe_exit(
-    exit: Exit, *, unmatched_patterns: Sequence[str], memory_bytes: int, seconds: float | None
+    exit: Exit,
+    *,
+    unmatched_patterns: Sequence[str],
+    memory_bytes: int,
+    seconds: float | None,
+    disk_bytes: int | None = None,
 ) -> str | None:
-    """The status message of a run that was not cancelled; None if its exit code says it all."""
+    """The status message of a run that was not cancelled; None if its exit code says it all.
+
+    :param disk_bytes: the limit on what it writes, if the run ended because of it.
+    """
     if exit.timed_out:
         return TIMED_OUT + (f" (limit was {seconds:.0f} s)" if seconds is not None else "")
+    if disk_bytes is not None:
+        return f"{OVER_DISK} (limit was {disk_bytes / 1024**3:.2f}GB)"
     if exit.code == 0:
         if unmatched_patterns:
             listed = "\n".join(f" - {pattern}" for pattern in unmatched_patterns)

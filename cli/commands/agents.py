@@ -25,7 +25,7 @@ def agents(backend: str | None, **options: Any) -> None:
         console.print("No agents.")
         return
     now = datetime.now(UTC)
-    headers = ("Agent", "Backend", "Version", "Executor", "Jobs/slots", "If lost", "Last seen", "")
+    headers = ("Agent", "Backend", "Version", "Executor", "Jobs/slots", "Lets out", "If lost", "Last seen", "")
     rows = (
         [
             each["id"],
@@ -33,6 +33,7 @@ def agents(backend: str | None, **options: Any) -> None:
             each["version"],
             each["executor"],
             f"{each['load']}/{each['slots']}",
+            each.get("policy", "unknown"),
             {"retry": "jobs run again", "fail": "jobs fail"}.get(each["on_loss"], each["on_loss"]),
             report.ago(each["last_seen"], now),
             Text("silent" if each["silent"] else "", style="bold red"),

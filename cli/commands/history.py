@@ -1,4 +1,4 @@
-"""`rap history`: everything that happened to a job, in order."""
+"""`rap history`: everything that happened to a job, in order; what it may use, and what it uses."""
 
 from datetime import datetime
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from cli import connection, lookup, report
+from cli import connection, lookup, report, usage
 from cli.connection import Connection
 
 
@@ -14,12 +14,16 @@ from cli.connection import Connection
 @click.argument("job")
 @connection.options
 def history(job: str, **options: Any) -> None:
-    """Print what happened to JOB: its id, the beginning of its id, or RAP_ID/ACTION."""
+    """Print what happened to JOB: its id, the beginning of its id, or RAP_ID/ACTION.
+
+    Below that stands what its newest attempt may use, and what it uses or used, as far as its backend lets that out.
+    """
     connected = connection.connect(**options)
     detail = connection.run(_read(connected, job))
     if connected.json:
         connection.print_json(detail)
         return
+    running = not report.is_over(detail)
     table = report.table("At", "Attempt", "State", "Code", "Message")
     for change in detail["history"]:
         at = datetime.fromisoformat(change["at"]).astimezone()
@@ -30,7 +34,11 @@ def history(job: str, **options: Any) -> None:
             Text(change["code"]),
             Text(report.safe(change["message"])),
         )
-    connection.console().print(table)
+    console = connection.console()
+    console.print(table)
+    for title, words in (("May use", usage.limits(detail)), ("Uses" if running else "Used", usage.used(detail))):
+        if words:
+            console.print(Text(f"{title}: {report.safe(words)}"), soft_wrap=True)
 
 
 async def _read(connected: Connection, name: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def token() -> None:
     "--verb",
     "verbs",
     multiple=True,
-    type=click.Choice(["read", "run", "manage"]),
+    type=click.Choice(["read", "run", "manage", "review"]),
     help="What it allows there; can be repeated. Otherwise read and run.",
 )
 @click.option("--agent", is_flag=True, help="For agents of the backends: it opens nothing else.")

@@ -10,7 +10,7 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from common.protocol import Verdict
-from controller.core import checks
+from controller.core import checks, releases
 from controller.core.codes import StatusCode
 from controller.core.machine import Event, Failed
 from controller.core.model import Job, JobId, TaskId, TaskType
@@ -85,7 +85,7 @@ def judge(
     jitter: float = 0.0,
 ) -> Judgement:
     """The worth of one statement. `job` is the task's, if it has one; `jitter`: see `RetryPolicy.delay`."""
-    if task is None:
+    if task is None or (task.type is TaskType.RELEASE and statement.agent is None):
         return Judgement(verdict=Verdict.UNKNOWN, detail="no such task on this backend")
     if statement.attempt not in (None, task.attempt):
         return Judgement(verdict=Verdict.STALE, detail=f"the task's attempt is {task.attempt}")
@@ -119,8 +119,13 @@ def _judge_final(statement: Statement, job: Job, retry: RetryPolicy, jitter: flo
 
 
 def _judge_other(statement: Statement, task: TaskState) -> Judgement:
-    """A check's answer is believed only if it is an allowed one. A check ends in any case, and is asked for again."""
-    detail = checks.fault(task.type, statement.results) if statement.complete else None
+    """An answer to a check or a release is believed only if it is an allowed one. The task ends in any case."""
+    if not statement.complete:
+        return Judgement(verdict=Verdict.APPLIED)
+    if task.type is TaskType.RELEASE:
+        detail = releases.fault(statement.results)
+    else:
+        detail = checks.fault(task.type, statement.results)
     if detail is not None:
         return Judgement(verdict=Verdict.INVALID, detail=detail)
     return Judgement(verdict=Verdict.APPLIED)

@@ -42,7 +42,7 @@ def kind_of(grants: Mapping[str, frozenset[Verb]]) -> TokenKind:
     if any(Verb.AGENT in verbs for verbs in grants.values()):
         raise Rejected("A token is either an agent's or a client's: `agent` goes with no other verb.", field="grants")
     if not all(Verb.READ in verbs for verbs in grants.values()):
-        raise Rejected("`run` and `manage` go with `read`: a portal that cannot read its RAPs takes them for lost.")
+        raise Rejected("Other verbs go with `read`: a portal that cannot read its RAPs takes them for lost.")
     return TokenKind.CLIENT
 
 

@@ -47,12 +47,14 @@ async def take_over(ctx: Context, backend: str) -> int:
     async with ctx.db.transaction() as tx:
         await backends.lock.run(tx, backend=backend)
         alive_since = now - timedelta(seconds=ctx.lease_seconds)
+        if await tasks.hand_over_releases.all(tx, backend=backend, now=now, gone=None):
+            await backends.notify.run(tx, channel=backends.TASKS_CHANNEL, backend=backend)
         found = await tasks.abandoned.all(tx, backend=backend, now=now, alive_since=alive_since)
         if not found:
             return 0
         made = await _take_away(ctx, tx, backend, found, {row.agent: "fell silent" for row in found}, now)
     log.warning("agents_silent", backend=backend, agents=sorted({row.agent for row in found}), jobs=len(found))
-    moves.log_moves(made)
+    moves.announce(ctx, made)
     return len(made)
 
 
@@ -83,9 +85,11 @@ async def forget_agent(ctx: Context, principal: Principal, backend: str, agent: 
         held = await tasks.held_by.all(tx, backend=backend, agent=agent, on_loss=known.on_loss)
         made = await _take_away(ctx, tx, backend, held, {agent: "is gone"}, now)
         stops = await tasks.void_others_of.all(tx, backend=backend, agent=agent, now=now)
+        if await tasks.hand_over_releases.all(tx, backend=backend, now=now, gone=agent):
+            await backends.notify.run(tx, channel=backends.TASKS_CHANNEL, backend=backend)
         await backends.forget_agent.run(tx, backend=backend, id=agent)
     log.warning("agent_forgotten", backend=backend, agent=agent, jobs=len(made), principal=principal.name)
-    moves.log_moves(made)
+    moves.announce(ctx, made)
     return Forgotten(backend=backend, agent=agent, jobs=tuple(move.job.id for move in made), stops=len(stops))
 
 

@@ -17,7 +17,7 @@ from common.protocol import ReportAnswer, Verdict
 from controller.core import checks
 from controller.core.codes import StatusCode
 from controller.core.machine import Event, Failed, IllegalTransition, Move, Reset, Transition, step
-from controller.core.model import DB_MAINTENANCE, Job, TaskType
+from controller.core.model import DB_MAINTENANCE, Job, JobId, TaskType
 from controller.core.modes import Modes
 from controller.core.reports import Statement, TaskState, judge
 from controller.core.retry import RetryPolicy
@@ -98,6 +98,8 @@ class Batch:
     """What DBSTATUS tasks have found, in the order of the statements; of no effect in manual maintenance."""
     modes: Modes = field(factory=Modes)
     """The backend's as they were before the batch; only known where they matter."""
+    releases: dict[str, JobId] = field(factory=dict)
+    """RELEASE tasks that were answered, and their jobs."""
     data_check_failed: bool = False
     """Whether a DBDATACHECK task found the database's data older than they should be."""
 
@@ -140,6 +142,8 @@ class Batch:
                     return ReportAnswer(task_id=statement.task_id, verdict=Verdict.INVALID, detail=str(error))
             if judgement.verdict is Verdict.APPLIED:
                 self._note_check(task, statement)
+                if task.type is TaskType.RELEASE and statement.complete and task.job_id is not None:
+                    self.releases[task.id] = task.job_id
             self._change(task, statement)
         return ReportAnswer(task_id=statement.task_id, verdict=judgement.verdict, detail=judgement.detail)
 

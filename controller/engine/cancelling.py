@@ -36,5 +36,5 @@ async def cancel(ctx: Context, principal: Principal, rap_id: RapId, actions: Seq
         chosen = [job for job in found if job.spec.action in set(actions)]
         made = [moves.of(job, Cancelled(), now) for job in chosen]
         await moves.intervene(tx, rap.backend, made, now)
-    moves.log_moves(made)
+    moves.announce(ctx, made)
     return len(actions)

@@ -95,8 +95,11 @@ async def _look(ctx: Context, backend: str, request: ClaimRequest) -> ClaimRespo
             slots=max(0, request.slots),
             lease=lease,
         )
+    for each in claimed:
+        if each.fresh:
+            ctx.observer.dispatched(each.task, seconds=(now - each.task.created_at).total_seconds())
     return ClaimResponse(
-        tasks=tuple(_offer(task) for task in claimed), revoked=tuple(revoked), undeclared=bool(undeclared)
+        tasks=tuple(_offer(each.task) for each in claimed), revoked=tuple(revoked), undeclared=bool(undeclared)
     )
 
 
@@ -110,6 +113,7 @@ def _offer(task: Task) -> TaskOffer:
         attributes=task.attributes,
         traceparent=task.traceparent,
         created_at=task.created_at.timestamp(),
+        time_limit=task.time_limit,
     )
 
 
@@ -128,7 +132,7 @@ async def release(ctx: Context, backend: str, request: ReleaseRequest) -> Releas
             await tasks.void_runs.run(tx, job_ids=ids, now=now)
             await jobs.write(tx, made)
             await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
-    moves.log_moves(made)
+    moves.announce(ctx, made)
     return ReleaseResponse(released=len(made))
 
 

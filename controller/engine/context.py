@@ -11,6 +11,8 @@ from attrs import field, frozen
 from common.clock import Clock
 from controller.core.definition import Terms
 from controller.core.model import TaskType
+from controller.core.observer import UNOBSERVED, Observer
+from controller.core.resources import JobLimits
 from controller.core.retry import RetryPolicy
 from controller.core.schedule import Limits
 from controller.core.weights import Weights
@@ -46,6 +48,8 @@ class BackendTerms:
 
     limits: Limits
     terms: Terms
+    most: JobLimits
+    """How much an author may ask for one job."""
     weights: Weights = field(factory=Weights)
     checks: Mapping[TaskType, Mapping[str, Any]] = field(factory=dict)
     """The checks of its database that come round, and their definitions (`controller.core.checks.definitions`)."""
@@ -68,6 +72,8 @@ class Context:
     log_bytes: int
     closing: asyncio.Event
     """Set when the process is about to stop: long-polls answer at once."""
+    observer: Observer = UNOBSERVED
+    """Told of what happens to jobs and tasks, for measuring."""
     jitter: Callable[[], float] = random.random
     """Numbers in [0, 1), for `RetryPolicy.delay`."""
     looking: MutableMapping[tuple[str, str], asyncio.Lock] = field(factory=WeakValueDictionary, repr=False)

@@ -13,7 +13,15 @@ from controller.core.errors import BackendNotAllowed, Conflict, NotFound, Reject
 from controller.core.machine import created
 from controller.core.model import Principal, RapId, RapRequest, Verb
 from controller.core.plan import NothingToDo as NoPlan
-from controller.core.plan import Plan, ResolvedAction, check_codelists, check_weights, plan, with_reusable_actions
+from controller.core.plan import (
+    Plan,
+    ResolvedAction,
+    check_codelists,
+    check_resources,
+    check_weights,
+    plan,
+    with_reusable_actions,
+)
 from controller.core.project import Project
 from controller.core.request_checks import check_workspace
 from controller.core.storable import is_storable
@@ -71,14 +79,25 @@ async def _attempt(ctx: Context, request: RapRequest, project: Project) -> Creat
     reusable = await ctx.sources.reusable.resolve(draft.reusable)
     check_codelists(draft, request)
     draft = with_reusable_actions(draft, reusable)
-    check_weights(draft, limits, configured=ctx.backends[request.backend].limits)
+    terms = ctx.backends[request.backend]
+    check_weights(draft, limits, configured=terms.limits)
+    check_resources(draft, ordinary=terms.terms.ordinary, most=terms.most)
     digests = await _digests(ctx, draft)
     try:
         async with ctx.db.transaction() as tx:
-            return await _store(ctx, tx, request, project, root, reusable, digests)
+            stored = await _store(ctx, tx, request, project, root, reusable, digests)
     except TakenBack as taken_back:
         answer: NoChange | NothingToDo | None = taken_back.answer
         return answer
+    ctx.observer.created(backend=request.backend, jobs=stored.count)
+    log.info(
+        "rap_created",
+        rap_id=stored.rap_id,
+        backend=request.backend,
+        jobs=stored.count,
+        trace_id=tracing.trace_id(root),
+    )
+    return stored
 
 
 async def _store(
@@ -102,8 +121,9 @@ async def _store(
         raise TakenBack(None)
     check_codelists(final, request)
     final = with_reusable_actions(final, reusable)
-    configured = ctx.backends[request.backend].limits
-    check_weights(final, effective(configured, locked), configured=configured)
+    terms = ctx.backends[request.backend]
+    check_weights(final, effective(terms.limits, locked), configured=terms.limits)
+    check_resources(final, ordinary=terms.terms.ordinary, most=terms.most)
     planned = [
         attrs.evolve(job, spec=attrs.evolve(job.spec, image_sha=digests.get(_image(job.spec.run_command))))
         for job in final.jobs
@@ -122,6 +142,7 @@ async def _plan(ctx: Context, tx: Tx, request: RapRequest, project: Project, roo
         now=ctx.clock.now(),
         new_traceparent=lambda: tracing.child(root),
         weight=ctx.backends[request.backend].weights.weigh,
+        grant=ctx.backends[request.backend].weights.grant,
         event_level_projects=ctx.event_level_projects,
     )
 

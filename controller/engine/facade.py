@@ -22,6 +22,7 @@ from common.protocol import (
     Welcome,
 )
 from controller.core.model import JobId, Principal, RapId, RapRequest, Task
+from controller.core.releases import Release
 from controller.core.tokens import NewToken, TokenKind
 from controller.core.weights import Weights
 from controller.engine import (
@@ -36,6 +37,7 @@ from controller.engine import (
     operating,
     pruning,
     reading,
+    releasing,
     reporting,
     retrying,
     scheduling,
@@ -49,6 +51,7 @@ from controller.engine.killing import JobKilled
 from controller.engine.listing import JobPage
 from controller.engine.operating import FlagsSet, FlagView, RebootPrepared, RebootStatus
 from controller.engine.pruning import Pruned
+from controller.engine.releasing import ReleaseAsked
 from controller.engine.results import (
     AgentView,
     BackendView,
@@ -213,6 +216,14 @@ class Engine:
     async def retry(self, principal: Principal, job_id: JobId, *, attempt: int | None = None) -> JobRetried:
         """See `retrying.retry`."""
         return await retrying.retry(self._ctx, principal, job_id, attempt=attempt)
+
+    async def release_outputs(self, principal: Principal, job_id: JobId, paths: Sequence[str] | None) -> ReleaseAsked:
+        """See `releasing.release`."""
+        return await releasing.release(self._ctx, principal, job_id, paths)
+
+    async def releases(self, principal: Principal, job_id: JobId) -> Sequence[Release]:
+        """See `releasing.releases`."""
+        return await releasing.releases(self._ctx, principal, job_id)
 
     async def limits(self, principal: Principal, wanted: Sequence[str] | None = None) -> Sequence[CapacityView]:
         """See `capacity.view`."""

@@ -44,6 +44,6 @@ async def kill(ctx: Context, principal: Principal, job_id: JobId) -> JobKilled:
         made = [moves.of(job, Killed(), now)]
         await moves.intervene(tx, job.spec.backend, made, now)
         (killed,) = await jobs.lock.all(tx, ids=[job_id])
-    moves.log_moves(made)
+    moves.announce(ctx, made)
     log.info("job_killed", job_id=job_id, backend=job.spec.backend, principal=principal.name)
     return JobKilled(job=killed, changed=True)

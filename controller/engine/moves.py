@@ -1,6 +1,6 @@
 """What use cases do to jobs: moves, what goes with writing them, and the canonical line once they are committed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import structlog
@@ -9,6 +9,7 @@ from common import tracing
 from controller.core.codes import JobState
 from controller.core.machine import Event, Move, Started, step
 from controller.core.model import Job
+from controller.engine.context import Context
 from controller.engine.starting import stop_runs
 from controller.store import backends, jobs
 from controller.store.queries import Tx
@@ -41,9 +42,10 @@ async def intervene(tx: Tx, backend: str, made: Sequence[Move], now: datetime) -
     await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
 
 
-def log_moves(moves: Iterable[Move]) -> None:
-    """Tell what was recorded of these jobs; call it after the transaction, never in it."""
-    for move in moves:
+def announce(ctx: Context, made: Sequence[Move]) -> None:
+    """Tell what was recorded of these jobs, to the log and to the observer; after the transaction, never in it."""
+    ctx.observer.moved(made)
+    for move in made:
         spec = move.job.spec
         for transition in move.transitions:
             if transition.recorded:

@@ -168,7 +168,7 @@ async def prepare_for_reboot(ctx: Context, principal: Principal, backend: str) -
             await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=backend)
         status = await _reboot_status(tx, backend)
     _log_change(principal, backend, changed, wanted)
-    moves.log_moves(made)
+    moves.announce(ctx, made)
     return RebootPrepared(changed=changed, jobs=tuple(job.id for job in running), status=status)
 
 

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from controller.core import releases
 from controller.core.checks import ALLOWED_ANSWERS
 from controller.core.codes import JobState, StatusCode
 from controller.core.errors import NotFound
 from controller.core.model import Flag, Job, JobId, Principal, RapId, TaskType, Verb
+from controller.core.resources import JobLimits
 from controller.engine.context import Context
 from controller.engine.listing import rap_summary
 from controller.engine.results import (
@@ -90,7 +92,7 @@ async def rap_detail(ctx: Context, principal: Principal, rap_id: RapId) -> RapDe
         if row is None:
             raise NotFound(f"No RAP {rap_id}", rap_id=rap_id)
         found = await jobs.of_raps.all(tx, rap_ids=[rap_id], backends=slugs)
-        return RapDetail(rap=rap_summary(row), jobs=await _details(tx, found))
+        return RapDetail(rap=rap_summary(row), jobs=await _details(ctx, tx, found))
 
 
 async def job_detail(ctx: Context, principal: Principal, job_id: JobId) -> JobDetail:
@@ -100,7 +102,7 @@ async def job_detail(ctx: Context, principal: Principal, job_id: JobId) -> JobDe
     """
     async with ctx.db.connection() as tx:
         job = await _visible_job(tx, principal, job_id)
-        (detail,) = await _details(tx, [job])
+        (detail,) = await _details(ctx, tx, [job])
         return detail
 
 
@@ -143,6 +145,7 @@ async def agent_views(ctx: Context, principal: Principal) -> Sequence[AgentView]
             slots=row.slots,
             last_seen=row.last_seen_at,
             egress=row.egress,
+            policy=releases.words(row.egress),
             on_loss=row.on_loss,
             load=row.load,
             silent=row.last_seen_at < silent_since,
@@ -158,7 +161,7 @@ async def _visible_job(tx: Tx, principal: Principal, job_id: JobId) -> Job:
     return job
 
 
-async def _details(tx: Tx, found: Sequence[Job]) -> tuple[JobDetail, ...]:
+async def _details(ctx: Context, tx: Tx, found: Sequence[Job]) -> tuple[JobDetail, ...]:
     """Outputs, history and holder of these jobs: one query each, however many jobs."""
     ids = [job.id for job in found]
     outputs = _by_job(await jobs.outputs.all(tx, ids=ids))
@@ -175,6 +178,8 @@ async def _details(tx: Tx, found: Sequence[Job]) -> tuple[JobDetail, ...]:
                     sha256=row.sha256,
                     excluded=row.excluded,
                     message=row.message,
+                    released_by=row.released_by,
+                    released_at=row.released_at,
                 )
                 for row in outputs[job.id]
             ),
@@ -190,9 +195,18 @@ async def _details(tx: Tx, found: Sequence[Job]) -> tuple[JobDetail, ...]:
             ),
             agent=holders[job.id].agent if job.id in holders else None,
             exit_code=holders[job.id].exit_code if job.id in holders else None,
+            limits=_limits(ctx, job, holders.get(job.id)),
         )
         for job in found
     )
+
+
+def _limits(ctx: Context, job: Job, holder: tasks.HolderRow | None) -> JobLimits | None:
+    """As the newest attempt was told; before the first, as it would be told now."""
+    if holder is not None and holder.cpu_count is not None and holder.memory_limit is not None:
+        return JobLimits(cpu_count=holder.cpu_count, memory_limit=holder.memory_limit, time_limit=holder.time_limit)
+    backend = ctx.backends.get(job.spec.backend)
+    return backend.terms.ordinary.adapted(job.spec.resources) if backend else None
 
 
 def _by_job(rows: Iterable[Any]) -> defaultdict[str, list[Any]]:

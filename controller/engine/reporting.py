@@ -16,9 +16,10 @@ from controller.core.machine import Progressed
 from controller.core.model import Flag
 from controller.core.reports import Statement
 from controller.core.storable import storable, storable_text
+from controller.engine import releasing
 from controller.engine.batch import Batch, JobInBatch
 from controller.engine.context import Context
-from controller.engine.moves import log_moves
+from controller.engine.moves import announce
 from controller.store import backends, jobs, tasks
 from controller.store.queries import Tx
 
@@ -91,7 +92,9 @@ async def _take_all(ctx: Context, backend: str, statements: Sequence[Statement])
             batch.modes = await backends.modes(tx, backend)
         answers = batch.take_all(statements)
         await _write(tx, backend, batch)
-    log_moves(job.move for job in batch.jobs.values())
+        if batch.releases:
+            await releasing.settle(ctx, tx, backend, batch.releases, now)
+    announce(ctx, [job.move for job in batch.jobs.values()])
     if batch.data_check_failed:
         log.warning("data_check_failed", backend=backend)
     for answer in answers:

@@ -11,6 +11,7 @@ from attrs import field, frozen
 
 from controller.core.codes import JobState, StatusCode
 from controller.core.model import Job, JobId, RapId, TaskType
+from controller.core.resources import JobLimits
 
 
 @frozen(kw_only=True)
@@ -102,6 +103,9 @@ class OutputView:
     excluded: bool
     message: str
     """Why an excluded file was not released to the medium-privacy area; else empty."""
+    released_by: str | None = None
+    """Who let it out after a review; None if the policy names it without one."""
+    released_at: datetime | None = None
 
 
 @frozen(kw_only=True)
@@ -125,6 +129,8 @@ class JobDetail:
     agent: str | None = None
     """The agent that holds, or last held, the job's task."""
     exit_code: str | None = None
+    limits: JobLimits | None = None
+    """What the newest attempt may use, or the first one will; None if its backend is no longer configured."""
 
 
 @frozen(kw_only=True)
@@ -169,6 +175,8 @@ class AgentView:
     slots: int
     last_seen: datetime | None
     egress: Mapping[str, Any] = field(factory=dict)
+    policy: str = "unknown"
+    """The same as its operator writes it, such as `status,+metrics`."""
     on_loss: str = "retry"
     """What becomes of its jobs if it is lost: `retry` or `fail`."""
     load: int = 0

@@ -77,7 +77,7 @@ async def retry(ctx: Context, principal: Principal, job_id: JobId, *, attempt: i
         if made:
             await moves.intervene(tx, job.spec.backend, made, now)
         (job,) = await jobs.lock.all(tx, ids=[job_id])
-    moves.log_moves(made)
+    moves.announce(ctx, made)
     if made:
         log.info("job_retried", job_id=job_id, backend=job.spec.backend, how=outcome.value, principal=principal.name)
     match state:

@@ -48,7 +48,7 @@ async def schedule(ctx: Context, backend: str) -> Pass:
         decisions = decide(snapshot)
         made = await _apply(ctx, tx, backend, decisions, now) if decisions else []
         next_check = await checking.check(ctx, tx, backend, modes, now)
-    moves.log_moves(made)
+    moves.announce(ctx, made)
     looks = [at for at in (next_look(snapshot), next_check) if at is not None]
     return Pass(moved=len(made), next_at=min(looks, default=None))
 

@@ -39,6 +39,7 @@ def run_task(
         "job_id": job.id,
         "attempt": attempt,
         "definition": run_definition(job, identifier, owner, inputs, terms),
+        "time_limit": terms.ordinary.adapted(job.spec.resources).time_limit,
         "attributes": attributes(owner),
         "traceparent": job.spec.traceparent,
         "for_agent": None,

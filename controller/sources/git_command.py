@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from common import certificates
 from common.clock import Clock
 from controller.core.errors import Unavailable
 from controller.sources import child
@@ -33,10 +34,10 @@ _INHERITED: Final = (
     "no_proxy",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
-    "GIT_SSL_CAINFO",
 )
 """What of the process's environment concerns git."""
 
+# A redirect would lead past the allowed organisations, and git sends our token along, whatever host it leads to.
 _CONFIG: Final = """\
 # Written by the controller, read by nothing else.
 [safe]
@@ -49,6 +50,7 @@ _CONFIG: Final = """\
 [gc]
     autoDetach = false
 [http]
+    followRedirects = false
     lowSpeedLimit = 1
     lowSpeedTime = {seconds}
 """
@@ -85,6 +87,7 @@ class GitCommand:
         self._is_ready = False
         self._env = {name: environ[name] for name in _INHERITED if name in environ}
         self._env.setdefault("PATH", os.defpath)
+        self._env |= certificates.for_git(environ)
         self._env |= {
             "HOME": str(workdir),
             "LC_ALL": "C",

@@ -19,11 +19,15 @@ class ProjectFiles:
 
     :param max_bytes: the largest file that is read.
     :param remembered: how many projects are kept in memory.
+    :param may_ask: whether actions may ask for resources (`controller.core.project.parse`).
     """
 
-    def __init__(self, git: Git, *, max_bytes: int = DEFAULT_MAX_BYTES, remembered: int = 128) -> None:
+    def __init__(
+        self, git: Git, *, max_bytes: int = DEFAULT_MAX_BYTES, remembered: int = 128, may_ask: bool = False
+    ) -> None:
         self._git = git
         self._max_bytes = max_bytes
+        self._may_ask = may_ask
         self._cache: Cache[tuple[str, str], Project] = Cache(remembered)
 
     async def load(self, repo_url: str, commit: str) -> Project:
@@ -44,10 +48,10 @@ class ProjectFiles:
         if body is None:
             raise SourceError(f"No {FILE_NAME} file found in {shown(repo_url)}", field="repo_url")
         # A large file takes a good part of a second: not on the event loop's thread.
-        return await asyncio.to_thread(parse_file, body)
+        return await asyncio.to_thread(parse_file, body, may_ask=self._may_ask)
 
 
-def parse_file(body: bytes) -> Project:
+def parse_file(body: bytes, *, may_ask: bool = False) -> Project:
     """A project from the bytes of its file.
 
     :raises InvalidProject: with the whole text for the user.
@@ -56,4 +60,4 @@ def parse_file(body: bytes) -> Project:
         data = yaml_document.load(body)
     except yaml_document.MalformedYaml as error:
         raise invalid(str(error)) from error
-    return parse(data)
+    return parse(data, may_ask=may_ask)

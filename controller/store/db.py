@@ -1,14 +1,17 @@
 """The pool, transactions, and the one place where a lost database becomes `Unavailable`."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
 import orjson
+from attrs import frozen
 
 from controller.core.errors import Unavailable
+from controller.core.observer import UNOBSERVED, Observer
 from controller.store.queries import Tx
 
 _AWAY = (
@@ -45,6 +48,29 @@ _ACQUIRE_SECONDS = 10.0
 """How long a request waits for a free connection before it is told to come back."""
 
 
+class LoggedQuery(Protocol):
+    """What asyncpg tells of a statement."""
+
+    query: str
+    elapsed: float
+    """Seconds."""
+    exception: BaseException | None
+
+
+@frozen(kw_only=True)
+class PoolState:
+    """Connections of a pool."""
+
+    limit: int
+    """The most that it holds."""
+    size: int
+    """Open ones."""
+    idle: int
+    """Open ones that nobody uses."""
+    waiting: int
+    """Callers that wait for one."""
+
+
 class TakenBack(Exception):
     """Raised in a transaction to leave it without its effect, carrying the answer out of it."""
 
@@ -58,13 +84,34 @@ class Database:
 
     :param dsn: a libpq URL.
     :param pool_size: the most connections held at once.
+    :param observer: told of every statement and of every wait for a connection.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int = 10) -> None:
+    def __init__(self, dsn: str, *, pool_size: int = 10, observer: Observer = UNOBSERVED) -> None:
         self.dsn = dsn
+        self._observer = observer
         self._pool = asyncpg.create_pool(
-            dsn, min_size=1, max_size=pool_size, init=prepare_connection, command_timeout=60, timeout=10
+            dsn, min_size=1, max_size=pool_size, init=self._prepare, command_timeout=60, timeout=10
         )
+        self._waiting = 0
+
+    @property
+    def pool(self) -> PoolState:
+        """How the pool is doing at this moment."""
+        return PoolState(
+            limit=self._pool.get_max_size(),
+            size=self._pool.get_size(),
+            idle=self._pool.get_idle_size(),
+            waiting=self._waiting,
+        )
+
+    async def _prepare(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        await prepare_connection(connection)
+        if self._observer is not UNOBSERVED:
+            connection.add_query_logger(self._tell)
+
+    def _tell(self, query: LoggedQuery) -> None:
+        self._observer.queried(query.query, seconds=query.elapsed, failed=query.exception is not None)
 
     async def open(self) -> None:
         """Connect.
@@ -100,11 +147,16 @@ class Database:
     async def connection(self) -> AsyncIterator[Tx]:
         """A connection whose every statement is its own transaction: for reads and single statements."""
         with _translated():
+            self._waiting += 1
+            began = time.monotonic()
             try:
                 connection = await self._pool.acquire(timeout=_ACQUIRE_SECONDS)
             except asyncpg.PostgresError as error:
                 # Whatever keeps the server from letting us in, it is no fault of the request.
                 raise Unavailable("The database is not available; try again.") from error
+            finally:
+                self._waiting -= 1
+                self._observer.connected(seconds=time.monotonic() - began)
             try:
                 yield connection
             finally:

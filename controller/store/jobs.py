@@ -11,6 +11,7 @@ from controller.core.codes import JobState, StatusCode
 from controller.core.machine import Move
 from controller.core.model import Job, JobId, JobKind, JobSpec, Progress, ReusableAction
 from controller.core.plan import LatestJob, PlannedJob
+from controller.core.resources import Resources
 from controller.core.schedule import ActiveJob
 from controller.store.queries import Tx, command, query, scalar
 
@@ -55,6 +56,7 @@ class JobRow:
     need_failed: bool
     faults: int
     not_before: datetime | None
+    resources: Mapping[str, Any]
 
 
 @frozen
@@ -98,6 +100,8 @@ class OutputRow:
     sha256: str
     excluded: bool
     message: str
+    released_by: str | None
+    released_at: datetime | None
 
 
 @frozen
@@ -144,6 +148,7 @@ def _job(record: Mapping[str, Any]) -> Job:
     spec["needs"] = tuple(spec["needs"])
     reusable = spec["reusable_action"]
     spec["reusable_action"] = reusable and ReusableAction(**reusable)
+    spec["resources"] = Resources(**spec["resources"])
     progress = {name: record[name] for name in _PROGRESS_COLUMNS}
     progress["state"] = JobState(progress["state"])
     progress["code"] = StatusCode(progress["code"])
@@ -170,6 +175,7 @@ _doom_dependants = command("jobs", "doom_dependants")
 history = query("jobs", "history", EventRow)
 outputs = query("jobs", "outputs", OutputRow)
 replace_outputs = command("jobs", "replace_outputs")
+release_outputs = command("jobs", "release_outputs")
 log_length = query("jobs", "log_length", int, scalar("next_offset"))
 append_log = command("jobs", "append_log")
 list_active_page = query("jobs", "list_active_page", ListedRow)

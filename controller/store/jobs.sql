@@ -2,15 +2,15 @@
 -- All jobs of a RAP at once, in the order of the graph.
 INSERT INTO job (id, rap_id, position, backend, workspace, action, kind, run_command, requires_db, needs, output_spec,
                  repo_url, commit, branch, reusable_action, image_sha, database_name, analysis_scope, weight,
-                 traceparent, created_at, state, code, message, updated_at, code_changed_at, unmet)
+                 resources, traceparent, created_at, state, code, message, updated_at, code_changed_at, unmet)
 SELECT id, rap_id, position, backend, workspace, action, kind, run_command, requires_db, needs, output_spec,
        repo_url, commit, branch, reusable_action, image_sha, database_name, analysis_scope, weight,
-       traceparent, created_at, state, code, message, created_at, created_at, unmet
+       resources, traceparent, created_at, state, code, message, created_at, created_at, unmet
 FROM jsonb_to_recordset(@jobs::jsonb) AS new (
     id text, rap_id text, position integer, backend text, workspace text, action text, kind text, run_command text,
     requires_db boolean, needs text[], output_spec jsonb, repo_url text, commit text, branch text,
     reusable_action jsonb, image_sha text, database_name text, analysis_scope jsonb, weight double precision,
-    traceparent text, created_at timestamptz, state text, code text, message text, unmet integer)
+    resources jsonb, traceparent text, created_at timestamptz, state text, code text, message text, unmet integer)
 ORDER BY position;
 
 -- name: insert_needs
@@ -108,7 +108,7 @@ SELECT job_id, at, attempt, state, code, message FROM job_event WHERE job_id = A
 
 -- name: outputs
 -- What the backend's policy let us know of the jobs' outputs.
-SELECT job_id, path, level, size, sha256, excluded, message FROM output
+SELECT job_id, path, level, size, sha256, excluded, message, released_by, released_at FROM output
 WHERE job_id = ANY(@ids::text[]) ORDER BY job_id, path;
 
 -- name: replace_outputs
@@ -124,6 +124,13 @@ FROM jsonb_to_recordset(@outputs::jsonb) AS new (
 ON CONFLICT (job_id, path) DO UPDATE
 SET level = excluded.level, size = excluded.size, sha256 = excluded.sha256, excluded = excluded.excluded,
     message = excluded.message;
+
+-- name: release_outputs
+-- What somebody has let out; who was first stays. An output that the policy names anyway was not let out by anybody.
+INSERT INTO output (job_id, path, level, size, sha256, excluded, message, released_by, released_at)
+SELECT @job_id, path, level, size, sha256, false, '', @by, @at
+FROM jsonb_to_recordset(@outputs::jsonb) AS new (path text, level text, size bigint, sha256 text)
+ON CONFLICT (job_id, path) DO NOTHING;
 
 -- name: log_length
 -- Where the next chunk of a log must start, in characters.

@@ -5,7 +5,7 @@ a lost connection everybody is woken once, because notifications may have been m
 """
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -24,6 +24,10 @@ class Wakeups:
 
     def __init__(self) -> None:
         self._waiters: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
+        self.heard: Counter[str] = Counter()
+        """Notifications that came, by channel."""
+        self.woken: Counter[str] = Counter()
+        """Waiters that were woken, by channel."""
 
     @contextmanager
     def waiter(self, channel: str, backend: str) -> Iterator[asyncio.Event]:
@@ -40,14 +44,22 @@ class Wakeups:
 
     def wake(self, channel: str, backend: str) -> None:
         """Something may have changed."""
-        for event in self._waiters.get((channel, backend), ()):
+        waiting = self._waiters.get((channel, backend), ())
+        self.heard[channel] += 1
+        self.woken[channel] += len(waiting)
+        for event in waiting:
             event.set()
 
     def wake_all(self) -> None:
         """Anything may have changed."""
-        for events in self._waiters.values():
+        for (channel, _), events in self._waiters.items():
+            self.woken[channel] += len(events)
             for event in events:
                 event.set()
+
+    def waiting_for(self, channel: str) -> dict[str, int]:
+        """Backend -> how many wait to hear of it on this channel."""
+        return {backend: len(events) for (name, backend), events in self._waiters.items() if name == channel}
 
     @property
     def waiting(self) -> int:
@@ -76,6 +88,8 @@ class Listener:
         self._clock = clock
         self._heard = heard
         self._reconnected = reconnected
+        self.connected = False
+        """Whether notifications come now."""
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -92,11 +106,13 @@ class Listener:
                 await self._clock.sleep(delay)
                 continue
             failures = 0
+            self.connected = True
             self._reconnected()
             try:
                 await lost.wait()
                 log.warning("listener_lost")
             finally:
+                self.connected = False
                 with suppress(Exception):
                     await connection.close(timeout=2)
 

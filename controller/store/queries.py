@@ -38,6 +38,12 @@ class Query(Generic[R]):
     parameters: tuple[str, ...]
     columns: type[Any]
     build: Callable[[Any], R] = field(repr=False)
+    file: str
+
+    @property
+    def full_name(self) -> str:
+        """With the file, such as `tasks.claim`: unique among all queries."""
+        return f"{self.file}.{self.name}"
 
     async def all(self, tx: Tx, **values: Any) -> list[R]:
         """Every row."""
@@ -75,7 +81,7 @@ def query(
 ) -> Query[Any]:
     """The statement `name` of `<file>.sql`; by default each result is `columns(**record)`."""
     sql, parameters = _statements(file)[name]
-    made = Query(name, sql, parameters, columns, build or (lambda record: columns(**dict(record.items()))))
+    made = Query(name, sql, parameters, columns, build or (lambda record: columns(**dict(record.items()))), file)
     ALL.append(made)
     return made
 
@@ -83,7 +89,7 @@ def query(
 def command(file: str, name: str) -> Query[None]:
     """A statement that is run for its effect."""
     sql, parameters = _statements(file)[name]
-    made: Query[None] = Query(name, sql, parameters, type(None), lambda record: None)
+    made: Query[None] = Query(name, sql, parameters, type(None), lambda record: None, file)
     ALL.append(made)
     return made
 

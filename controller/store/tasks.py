@@ -22,6 +22,21 @@ class TaskRow:
     attributes: Mapping[str, str]
     traceparent: str | None
     created_at: datetime
+    time_limit: float | None
+
+
+@frozen
+class ClaimedRow(TaskRow):
+    fresh: bool
+
+
+@frozen(kw_only=True)
+class ClaimedTask:
+    """A task as a claim hands it out."""
+
+    task: Task
+    fresh: bool
+    """Whether nobody had it until now."""
 
 
 @frozen
@@ -70,15 +85,36 @@ class AbandonedRow:
 
 
 @frozen
+class ReleaseRow:
+    id: str
+    attempt: int
+    definition: Mapping[str, Any]
+    agent: str | None
+    active: bool
+    results: Mapping[str, Any]
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@frozen
 class HolderRow:
     job_id: str
     agent: str | None
     exit_code: str | None
+    cpu_count: float | None
+    memory_limit: str | None
+    time_limit: float | None
 
 
 def _task(record: Mapping[str, Any]) -> Task:
     values = dict(record.items())
     return Task(**values | {"type": TaskType(values["type"])})
+
+
+def _claimed(record: Mapping[str, Any]) -> ClaimedTask:
+    values = dict(record.items())
+    fresh = values.pop("fresh")
+    return ClaimedTask(task=_task(values), fresh=fresh)
 
 
 def _task_state(record: Mapping[str, Any]) -> TaskState:
@@ -88,7 +124,7 @@ def _task_state(record: Mapping[str, Any]) -> TaskState:
 
 insert = command("tasks", "insert")
 list_active = query("tasks", "list_active", TaskRow, _task)
-claim = query("tasks", "claim", TaskRow, _task)
+claim = query("tasks", "claim", ClaimedRow, _claimed)
 renew = command("tasks", "renew")
 rounds = query("tasks", "rounds", RoundRow)
 last_checks = query("tasks", "last_checks", LastCheckRow)
@@ -102,5 +138,7 @@ void_runs = query("tasks", "void_runs", VoidedRow)
 abandoned = query("tasks", "abandoned", AbandonedRow)
 held_by = query("tasks", "held_by", AbandonedRow)
 void_others_of = query("tasks", "void_others_of", str, scalar("id"))
+hand_over_releases = query("tasks", "hand_over_releases", str, scalar("id"))
+releases = query("tasks", "releases", ReleaseRow)
 release = query("tasks", "release", str, scalar("job_id"))
 holders = query("tasks", "holders", HolderRow)

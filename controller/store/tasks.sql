@@ -1,22 +1,26 @@
 -- name: insert
 -- Instructions for a backend; their definitions are complete, so that handing one out reads nothing else.
-INSERT INTO task (id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at)
-SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at
+INSERT INTO task (id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at,
+                  time_limit)
+SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at, time_limit
 FROM ROWS FROM (jsonb_to_recordset(@tasks::jsonb) AS (
     id text, backend text, type text, job_id text, attempt integer, definition jsonb, attributes jsonb,
-    traceparent text, for_agent text, created_at timestamptz)) WITH ORDINALITY
-    AS new (id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at, place)
+    traceparent text, for_agent text, created_at timestamptz, time_limit double precision)) WITH ORDINALITY
+    AS new (id, backend, type, job_id, attempt, definition, attributes, traceparent, for_agent, created_at, time_limit,
+            place)
 ORDER BY place;
 
 -- name: list_active
--- The Task API's listing: everything active, `dbstatus` first, then by age (reference section 2.3).
-SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at
-FROM task WHERE backend = @backend AND active
+-- The Task API's listing: everything active, `dbstatus` first, then by age (reference section 2.3). Not what only our
+-- own agents know.
+SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at, time_limit
+FROM task WHERE backend = @backend AND active AND type <> 'release'
 ORDER BY type <> 'dbstatus', seq;
 
 -- name: claim
 -- New tasks for the agent, and its own that it does not know of (it was restarted, or an answer was lost). Two agents
--- never get one task: SKIP LOCKED leaves a row alone that the other is just taking.
+-- never get one task: SKIP LOCKED leaves a row alone that the other is just taking. Releases go to agents whose policy
+-- has a review, and that did not say already that they lack the files.
 WITH lost AS (
     SELECT id FROM task
     WHERE backend = @backend AND active AND agent = @agent AND NOT id = ANY(@holding::text[])
@@ -31,15 +35,20 @@ WITH lost AS (
     SELECT id FROM task
     WHERE backend = @backend AND active AND agent IS NULL AND type <> 'runjob'
       AND (for_agent IS NULL OR for_agent = @agent)
+      AND (type <> 'release' OR (NOT definition -> 'absent' ? @agent AND EXISTS (
+            SELECT FROM agent AS declared
+            WHERE declared.backend = @backend AND declared.id = @agent AND declared.egress ->> 'reviewed' = 'true')))
     ORDER BY seq
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE task SET agent = @agent, lease_expires_at = @lease
     WHERE id IN (SELECT id FROM lost UNION ALL SELECT id FROM new_runs UNION ALL SELECT id FROM others)
       AND active AND (agent IS NULL OR agent = @agent)
-    RETURNING id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at, seq
+    RETURNING id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at, time_limit, seq
 )
-SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at FROM claimed
+SELECT id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at, time_limit,
+       id NOT IN (SELECT id FROM lost) AS fresh
+FROM claimed
 ORDER BY type <> 'dbstatus', seq;
 
 -- name: renew
@@ -152,8 +161,11 @@ WHERE id = ANY(@ids::text[]) AND backend = @backend AND agent = @agent AND activ
 ORDER BY seq FOR UPDATE;
 
 -- name: holders
--- Which agent has, or last had, each job's newest attempt, and what it said of the exit.
-SELECT DISTINCT ON (job_id) job_id, agent, results ->> 'exit_code' AS exit_code FROM task
+-- Which agent has, or last had, each job's newest attempt, what it said of the exit, and what the attempt may use.
+SELECT DISTINCT ON (job_id) job_id, agent, results ->> 'exit_code' AS exit_code,
+       (definition ->> 'cpu_count')::double precision AS cpu_count, definition ->> 'memory_limit' AS memory_limit,
+       time_limit
+FROM task
 WHERE job_id = ANY(@job_ids::text[]) AND type = 'runjob'
 ORDER BY job_id, attempt DESC;
 
@@ -177,5 +189,20 @@ ORDER BY seq FOR UPDATE;
 -- name: void_others_of
 -- What only this agent could have confirmed: stops and checks that it holds, or that are meant for it alone.
 UPDATE task SET active = false, finished_at = @now
-WHERE backend = @backend AND active AND type <> 'runjob' AND @agent IN (agent, for_agent)
+WHERE backend = @backend AND active AND type NOT IN ('runjob', 'release') AND @agent IN (agent, for_agent)
 RETURNING id;
+
+-- name: hand_over_releases
+-- Their agent fell silent, or is gone (null: none is): another one that shares its storage may do the same.
+WITH silent AS (
+    SELECT id FROM task
+    WHERE backend = @backend AND active AND type = 'release' AND (lease_expires_at <= @now OR agent = @gone)
+    ORDER BY seq FOR UPDATE SKIP LOCKED
+)
+UPDATE task SET agent = NULL, lease_expires_at = NULL FROM silent WHERE task.id = silent.id
+RETURNING task.id;
+
+-- name: releases
+-- What was asked of agents about the outputs of a job, and what they answered.
+SELECT id, attempt, definition, agent, active, results, created_at, finished_at FROM task
+WHERE job_id = @job_id AND type = 'release' ORDER BY attempt;

@@ -66,6 +66,7 @@ def make_settings(folder: Path, url: str, **changes: Any) -> Settings:
             "DEFAULT_DATABASE_URL": "canary-database-url",
             "RAP_GIT_TIMEOUT": str(NEVER),
             "STATS_POLL_INTERVAL": str(NEVER),
+            "RAP_DISK_RESERVE": "0",
             "RAP_POLL_SECONDS": "60",
         }
     )

@@ -240,6 +240,14 @@ async def test_the_fake_executor_finds_no_maintenance(tmp_path: Path) -> None:
             assert (await answered(stage))["results"] == {"status": ""}
 
 
+async def test_where_data_are_dummies_nothing_is_asked(tmp_path: Path) -> None:
+    async with stand(tmp_path, dummy_data=True, egress=Egress()) as stage, stage.agent():
+        await stage.controller.offer(offer())
+        results = await answered(stage)
+    assert told(results) == "NoDatabase: This backend has dummy data only: there is no database to check."
+    assert stage.executor.starts == []
+
+
 UTILITIES = """
 echo "connecting to $DATABASE_URL" >&2
 echo 'connected'

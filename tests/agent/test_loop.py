@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.loop import StopMode
-from common.protocol import Egress
+from common.protocol import OPEN, Egress, Named
 from tests.agent.fake_controller import Fault
 from tests.agent.stage import TRACEPARENT, Stage, stand, write_output
 
@@ -200,16 +200,16 @@ async def test_an_agent_that_was_forgotten_declares_itself_again(tmp_path: Path)
     assert stage.controller.declarations[0] == stage.controller.declarations[1]
 
 
-@pytest.mark.parametrize("egress", [Egress(logs=True), Egress(logs=True, outputs=True)])
-async def test_the_summary_of_a_log_leaves_only_where_outputs_may_be_named(tmp_path: Path, egress: Egress) -> None:
+@pytest.mark.parametrize("egress", [Egress(logs=True), Egress(logs=True, outputs=Named.MODERATELY_SENSITIVE), OPEN])
+async def test_the_summary_of_a_log_leaves_only_where_all_outputs_may_be_named(tmp_path: Path, egress: Egress) -> None:
     async with stand(tmp_path) as stage:
         stage.executor.script = write_output
         async with stage.agent(egress=egress):
             await stage.controller.offer(stage.run_task())
             await until_forgotten(stage, T1)
         assert stage.controller.logs[T1].startswith("hello from the job\n")
-        assert ("output/table.csv" in stage.controller.logs[T1]) is egress.outputs
-        assert (b"output/table.csv" in b"".join(stage.controller.traffic)) is egress.outputs
+        assert ("output/table.csv" in stage.controller.logs[T1]) is (egress == OPEN)
+        assert (b"output/table.csv" in b"".join(stage.controller.traffic)) is (egress.outputs is not Named.NONE)
 
 
 async def test_tasks_offered_twice_run_once(tmp_path: Path) -> None:

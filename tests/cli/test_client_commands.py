@@ -563,6 +563,26 @@ async def test_history(controller: FakeController) -> None:
     assert "created" in result.stdout
     assert "Created" in result.stdout
     assert json.loads((await invoke(controller, "history", "onexxxxxxxxxxxxx", "--json")).stdout) == job("one")
+    # A controller that says nothing of limits and metrics.
+    assert "May use: " not in result.stdout
+    assert "Used: " not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("state", "time_limit", "lines"),
+    [
+        ("running", 5400, ["May use: 1 CPU, 8G of memory, 1h30m", "Uses: CPU 97 % (at most 101 %), memory 120 MiB"]),
+        ("failed", None, ["May use: 1 CPU, 8G of memory, no time limit", "Used: CPU 97 % (at most 101 %), memory"]),
+    ],
+)
+async def test_history_ends_with_what_the_job_may_use_and_uses(
+    controller: FakeController, state: str, time_limit: float | None, lines: list[str]
+) -> None:
+    limits = {"cpu_count": 1.0, "memory_limit": "8G", "time_limit": time_limit}
+    metrics = {"cpu_mean": 96.5001, "cpu_peak": 101.0, "mem_mb_mean": 120, "mem_mb_peak": 131.4}
+    controller.script["GET /api/jobs/onexxxxxxxxxxxxx"] = (200, job("one", state, limits=limits, metrics=metrics))
+    told = (await invoke(controller, "history", "onexxxxxxxxxxxxx")).stdout.splitlines()
+    assert [line.startswith(words) for line, words in zip(told[-2:], lines, strict=True)] == [True, True], told
 
 
 # connection

@@ -6,8 +6,9 @@ import pytest
 
 from agent import settings as agent
 from common.environ import ConfigurationError
-from common.protocol import Egress
+from common.protocol import OPEN, Egress, Named
 from controller import settings as controller
+from controller.core.resources import JobLimits
 
 CONTROLLER = {"RAP_DATABASE_URL": "postgresql://rap:hunter2-hunter2@db/rap"}
 AGENT = {
@@ -29,7 +30,7 @@ def test_defaults_of_the_controller_are_those_of_the_reference():
     assert [each.slug for each in settings.backends] == ["test", "tpp", "emis", "ted"]
     assert [each.max_workers for each in settings.backends] == [2, 10, 10, 10]
     assert [each.max_db_workers for each in settings.backends] == [2, 10, 10, 10]
-    assert {(each.job_cpu_count, each.job_memory_limit) for each in settings.backends} == {(2.0, "4G")}
+    assert {each.job_limits for each in settings.backends} == {JobLimits(cpu_count=2, memory_limit="4G")}
     assert (settings.level4_max_csv_rows, settings.level4_max_filesize) == (5000, 16777216)
     assert ".svgz" in settings.level4_file_types
     assert settings.allowed_orgs == ("opensafely", "opensafely-actions")
@@ -59,9 +60,32 @@ def test_a_backends_own_numbers_go_before_the_common_ones():
     )
     first, second = settings.backends
     assert (first.max_workers, first.max_db_workers) == (7, 7)
-    assert (first.job_cpu_count, first.job_memory_limit) == (1.5, "2g")
+    assert first.job_limits == JobLimits(cpu_count=1.5, memory_limit="2g")
     assert (second.max_workers, second.max_db_workers) == (10, 0)
-    assert (second.job_cpu_count, second.job_memory_limit) == (8, "512m")
+    assert second.job_limits == JobLimits(cpu_count=8, memory_limit="512m")
+
+
+def test_limits_and_ceilings_of_single_jobs():
+    settings = controller.from_environ(
+        CONTROLLER
+        | {
+            "BACKENDS": "a,b,c",
+            "DEFAULT_JOB_TIME_LIMIT": "2h",
+            "A_JOB_MAX_MEMORY_LIMIT": "64G",
+            "A_JOB_MAX_TIME_LIMIT": "0",
+            "B_JOB_TIME_LIMIT": "0",
+            "C_JOB_TIME_LIMIT": "90",
+            "C_JOB_MAX_CPU_COUNT": "2.5",
+            "RAP_JOB_RESOURCES": "true",
+        }
+    )
+    first, second, third = settings.backends
+    assert settings.job_resources
+    assert not controller.from_environ(CONTROLLER).job_resources
+    assert [each.job_limits.time_limit for each in settings.backends] == [7200, None, 90]
+    assert first.job_most == JobLimits(cpu_count=2, memory_limit="64G")
+    assert second.job_most == second.job_limits
+    assert third.job_most == JobLimits(cpu_count=2.5, memory_limit="4G", time_limit=90)
 
 
 def test_client_tokens_are_split_and_not_trimmed():
@@ -111,6 +135,15 @@ def test_the_agents_default_token_of_upstream_must_be_asked_for():
         ("TEST_JOB_CPU_COUNT", "0"),
         ("TEST_JOB_MEMORY_LIMIT", "much"),
         ("DEFAULT_JOB_MEMORY_LIMIT", "0G"),
+        ("DEFAULT_JOB_TIME_LIMIT", "soon"),
+        ("TEST_JOB_TIME_LIMIT", "-1"),
+        ("TEST_JOB_TIME_LIMIT", "0.5"),
+        ("TEST_JOB_TIME_LIMIT", "inf"),
+        ("TEST_JOB_MAX_CPU_COUNT", "1"),
+        ("TEST_JOB_MAX_MEMORY_LIMIT", "1G"),
+        ("TEST_JOB_MAX_MEMORY_LIMIT", "lots"),
+        ("TEST_JOB_MAX_TIME_LIMIT", "1h"),
+        ("RAP_JOB_RESOURCES", "maybe"),
         ("WORKSPACE_EHRQL_MAX_JOIN_COUNT", "{"),
         ("WORKSPACE_EHRQL_MAX_JOIN_COUNT", '{"a": "b"}'),
         ("WORKSPACE_EHRQL_MAX_JOIN_COUNT", "[1]"),
@@ -177,8 +210,10 @@ def test_defaults_of_the_agent():
     assert settings.controller_url == "https://controller.example.org"
     assert settings.executor == "sandbox"
     assert settings.slots >= 2
-    assert settings.egress == Egress(metrics=True, logs=False, outputs=False)
+    assert settings.egress == Egress() == Egress(metrics=False, logs=False, outputs=Named.NONE, reviewed=False)
     assert settings.job_time_limit is None
+    assert settings.job_disk_limit is None
+    assert settings.disk_reserve == 1 << 30
     assert settings.exit_mode == agent.LEAVE
     assert not settings.allow_unisolated
     assert not settings.sandbox_network
@@ -186,6 +221,15 @@ def test_defaults_of_the_agent():
     assert settings.archive_dir == settings.high_privacy_dir / "archives"
     assert settings.db_env == {}
     assert settings.agent_id
+
+
+@pytest.mark.parametrize(
+    ("raw", "size"), [("0", 0), ("10G", 10 << 30), ("512m", 512 << 20), ("1.5g", 3 << 29), ("4096", 4096)]
+)
+def test_sizes_on_disk(raw: str, size: int):
+    settings = agent.from_environ(AGENT | {"RAP_JOB_DISK_LIMIT": raw, "RAP_DISK_RESERVE": raw})
+    assert settings.job_disk_limit == (size or None)
+    assert settings.disk_reserve == size
 
 
 def test_the_upstream_name_of_the_address_serves_too():
@@ -200,16 +244,45 @@ def test_the_upstream_name_of_the_address_serves_too():
 @pytest.mark.parametrize(
     ("raw", "egress"),
     [
-        ("status", Egress(metrics=False, logs=False, outputs=False)),
-        ("+metrics", Egress(metrics=True, logs=False, outputs=False)),
-        ("status,+metrics", Egress(metrics=True, logs=False, outputs=False)),
-        ("+logs", Egress(metrics=False, logs=True, outputs=False)),
-        ("+metrics, +logs, +outputs", Egress(metrics=True, logs=True, outputs=True)),
-        ("open", Egress(metrics=True, logs=True, outputs=True)),
+        ("status", Egress()),
+        ("+metrics", Egress(metrics=True)),
+        ("status,+metrics", Egress(metrics=True)),
+        ("+logs", Egress(logs=True)),
+        ("+outputs:minimally_sensitive", Egress(outputs=Named.MINIMALLY_SENSITIVE)),
+        ("+outputs:moderately_sensitive,status", Egress(outputs=Named.MODERATELY_SENSITIVE)),
+        ("+outputs:moderately_sensitive:reviewed", Egress(outputs=Named.MODERATELY_SENSITIVE, reviewed=True)),
+        (
+            "+outputs:minimally_sensitive:reviewed , +logs, +metrics",
+            Egress(metrics=True, logs=True, outputs=Named.MINIMALLY_SENSITIVE, reviewed=True),
+        ),
+        ("open", OPEN),
     ],
 )
 def test_egress(raw: str, egress: Egress):
     assert agent.from_environ(AGENT | {"RAP_EGRESS": raw}).egress == egress
+    assert agent.from_environ(AGENT | {"RAP_EGRESS": egress.words}).egress == egress
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ("+outputs", "must say which outputs: +outputs:minimally_sensitive or +outputs:moderately_sensitive"),
+        ("+outputs:", "must say which outputs"),
+        ("+outputs:highly_sensitive", "names a level that never leaves"),
+        ("+outputs:highly_sensitive:reviewed", "names a level that never leaves"),
+        ("+outputs:all", "must say which outputs"),
+        ("+outputs:moderately_sensitive:", "must say which outputs"),
+        ("+outputs:moderately_sensitive:seen", "must say which outputs"),
+        ("+outputs:moderately_sensitive,+outputs:minimally_sensitive", "has more than one +outputs"),
+        ("open,status", "nor is it open"),
+        ("metrics", "is not made of"),
+        ("outputs:moderately_sensitive", "is not made of"),
+    ],
+)
+def test_an_egress_policy_that_is_none_is_refused_with_what_to_write(raw: str, why: str):
+    (fault,) = refused(agent.from_environ, AGENT | {"RAP_EGRESS": raw})
+    assert fault.startswith("RAP_EGRESS ")
+    assert why in fault
 
 
 @pytest.mark.parametrize(
@@ -230,6 +303,10 @@ def test_egress(raw: str, egress: Egress):
         ("RAP_EGRESS", "everything"),
         ("RAP_EGRESS", ","),
         ("RAP_JOB_TIME_LIMIT", "-1"),
+        ("RAP_JOB_DISK_LIMIT", "much"),
+        ("RAP_JOB_DISK_LIMIT", "-1G"),
+        ("RAP_DISK_RESERVE", "10%"),
+        ("RAP_JOB_TIME_LIMIT", "soon"),
         ("STATS_POLL_INTERVAL", "0"),
         ("RAP_AGENT_EXIT", "stay"),
         ("RAP_ALLOW_UNISOLATED", "perhaps"),
@@ -259,7 +336,23 @@ def test_secrets_of_database_jobs():
     }
     assert "p-a-s-s" not in repr(settings)
     assert "secret-of-agents" not in repr(settings)
-    assert {"secret-of-agents", *settings.db_env.values()} == set(settings.secrets)
+    assert {"secret-of-agents", "p-a-s-s", *settings.db_env.values()} == set(settings.secrets)
+    dummies = agent.from_environ(values | {"USING_DUMMY_DATA_BACKEND": "true"})
+    assert (dummies.db_env, dummies.docker.dummy_data) == ({}, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "passwords"),
+    [
+        ("mssql://u:p%40ss%20word@h/d", {"p%40ss%20word", "p@ss word"}),
+        ("mssql://u:a@h/d", set()),
+        ("mssql://h/d", set()),
+        ("mssql://u:password@[h/d", set()),
+    ],
+)
+def test_a_databases_password_is_a_secret_by_itself(url: str, passwords: set[str]):
+    settings = agent.from_environ(AGENT | {"DEFAULT_DATABASE_URL": url})
+    assert set(settings.secrets) == {"secret-of-agents", url, *passwords}
 
 
 @pytest.mark.parametrize("given", ["PRESTO_TLS_CERT", "PRESTO_TLS_KEY"])

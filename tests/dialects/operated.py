@@ -3,12 +3,26 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from attrs import evolve
+
 from controller.core.codes import JobState, StatusCode
 from controller.core.diagnosis import Finding, Severity
 from controller.core.errors import Conflict, Forbidden, NotFound
 from controller.core.model import Job, JobId, RapId, Verb
+from controller.core.releases import Asked, summarise
 from controller.core.tokens import NewToken, TokenKind
-from controller.engine import abandoning, capacity, diagnosing, killing, listing, operating, pruning, retrying, tokens
+from controller.engine import (
+    abandoning,
+    capacity,
+    diagnosing,
+    killing,
+    listing,
+    operating,
+    pruning,
+    releasing,
+    retrying,
+    tokens,
+)
 from controller.engine.operating import FLAGS
 from tests.factories import progress, spec
 
@@ -174,3 +188,44 @@ ANSWERS |= {
     "limits": [CAPACITY],
     "set_limits": capacity.CapacitySet(changed=("workers",), capacity=CAPACITY),
 }
+
+
+ASKED = Asked(
+    task_id="mzxw6ytboi2dgnbu-release-001",
+    attempt=1,
+    release=1,
+    by="token carol",
+    paths=("output/table.csv", "output/rows.csv"),
+    absent=(),
+    agent=None,
+    active=True,
+    results={},
+    created_at=T0,
+    finished_at=None,
+)
+TABLE = {
+    "path": "output/table.csv",
+    "level": "moderately_sensitive",
+    "size": 1234,
+    "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+}
+ANSWERED = evolve(
+    ASKED,
+    active=False,
+    agent="backend-node-1",
+    finished_at=T0 + timedelta(seconds=2),
+    results={"released": [TABLE], "refused": [{"path": "output/rows.csv", "reason": "not_permitted"}]},
+)
+
+
+def _release(_: object, job_id: JobId, paths: object) -> Any:
+    if paths is None:
+        message = (
+            "No agent of backend 'test' has a policy with a review (RAP_EGRESS with +outputs:<level>:reviewed):"
+            " there is nothing that a release could let out."
+        )
+        return Conflict(message, backend="test")
+    return releasing.ReleaseAsked(job_id=job_id, changed=True, release=summarise([ASKED])[0])
+
+
+ANSWERS |= {"release_outputs": _release, "releases": summarise([ANSWERED])}

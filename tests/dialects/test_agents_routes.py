@@ -34,6 +34,7 @@ OFFER = protocol.TaskOffer(
     attributes={"user": "u"},
     traceparent=None,
     created_at=1767225600.5,
+    time_limit=3600,
 )
 DECLARATION = {"version": "1", "executor": "fake", "slots": 2, "egress": {"logs": True}}
 REPORT = {"task_id": "aaaaaaaaaaaaaaaa-001", "attempt": 1, "stage": "finalized", "complete": True}
@@ -87,10 +88,34 @@ async def test_a_declaration_reaches_the_engine_and_is_welcomed(client: Any, eng
         "poll_seconds": 30.0,
         "server_time": "2026-01-01T00:00:00+00:00",
     }
-    expected = protocol.Declaration(
-        version="1", executor="fake", slots=2, egress=protocol.Egress(metrics=True, logs=True, outputs=False)
-    )
+    expected = protocol.Declaration(version="1", executor="fake", slots=2, egress=protocol.Egress(logs=True))
     assert engine.calls == [("declare_agent", ("test", "a1", expected), {})]
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({"outputs": "moderately_sensitive", "reviewed": True}, "status,+outputs:moderately_sensitive:reviewed"),
+        ({"metrics": True, "logs": True, "outputs": True}, "open"),
+        ({"metrics": False, "logs": True, "outputs": True}, "status,+logs,+outputs:all"),
+        ({"metrics": True, "logs": False, "outputs": False}, "status,+metrics"),
+        ({"outputs": False, "reviewed": True}, "status,+metrics"),
+    ],
+)
+async def test_policies_are_understood_in_the_form_before_levels_too(
+    client: Any, engine: ScriptedEngine, said: dict[str, Any], meant: str
+) -> None:
+    response = await call(client, "PUT", "agents/a1", DECLARATION | {"egress": said})
+    assert response.status == 200
+    ((_, (_, _, declared), _),) = engine.calls
+    assert declared.egress.words == meant
+
+
+@pytest.mark.parametrize("egress", [{"outputs": "everything"}, {"outputs": 1}, {"reviewed": "yes"}, {"metrics": 1}])
+async def test_a_policy_that_is_none_is_refused(client: Any, egress: dict[str, Any]) -> None:
+    response = await call(client, "PUT", "agents/a1", DECLARATION | {"egress": egress})
+    assert response.status == 400
+    assert f"egress.{next(iter(egress))}" in (await response.json())["message"]
 
 
 @pytest.mark.parametrize("wait", [0, 20])
@@ -109,6 +134,7 @@ async def test_a_claim_gets_tasks_and_what_is_revoked(client: Any, engine: Scrip
         "attributes": {"user": "u"},
         "traceparent": None,
         "created_at": 1767225600.5,
+        "time_limit": 3600,
     }
     held = (protocol.Held(task_id="x-001", attempt=2),)
     assert engine.calls == [

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from controller.core.codes import JobState, StatusCode
 from controller.core.errors import NotFound, Rejected, Unavailable
 from controller.core.model import Job, JobId, JobSpec, Progress, RapId, TaskType
+from controller.core.resources import JobLimits
 from controller.dialects.native import jobs, raps, routes, times
 from controller.engine import operating, results
 from tests.dialects import operated
@@ -109,6 +110,7 @@ DETAIL = results.JobDetail(
     ),
     agent="backend-node-1",
     exit_code="0",
+    limits=JobLimits(cpu_count=2.0, memory_limit="4G", time_limit=7200.0),
 )
 ANSWERS: dict[str, Any] = {
     "list_raps": results.Page(raps=(SUMMARY,), next_cursor="NDI"),
@@ -123,7 +125,8 @@ ANSWERS: dict[str, Any] = {
             executor="sandbox",
             slots=4,
             last_seen=T0,
-            egress={"metrics": True, "logs": True, "outputs": True},
+            egress={"metrics": True, "logs": False, "outputs": "moderately_sensitive", "reviewed": True},
+            policy="status,+metrics,+outputs:moderately_sensitive:reviewed",
             load=3,
         )
     ],

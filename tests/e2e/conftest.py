@@ -1,7 +1,7 @@
 """A real controller: its whole application on a real socket, its loops running, on a real database."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from common.clock import SystemClock
 from common.ids import random_id
 from controller.app import controller, make_runner
 from controller.settings import from_environ
+from tests.agent.docker_host import Host
+from tests.e2e import machines
+from tests.e2e.machines import Machine
 from tests.engine.conftest import PROJECT, Study, commit_project
 
 CLIENT_TOKEN = "client-token-of-test"
@@ -91,3 +94,18 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The diamond of the engine's tests."""
     path = tmp_path_factory.mktemp("e2e") / "study"
     return Study(path, commit_project(path, PROJECT))
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[Host]:
+    """An engine with the images of the platform and a network for the database."""
+    with machines.docker_images() as host:
+        yield host
+
+
+@pytest.fixture(params=["sandbox", "docker"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    """Each executor that jobs of a whole backend run on."""
+    if request.param == "sandbox":
+        return machines.sandbox()
+    return machines.docker(request.getfixturevalue("docker_engine"), tmp_path)

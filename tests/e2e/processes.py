@@ -162,9 +162,9 @@ async def job(live: LiveController, job_id: str) -> dict[str, Any]:
         return dict(await response.json())
 
 
-async def eventually(look: Callable[[], Awaitable[T | None]]) -> T:
+async def eventually(look: Callable[[], Awaitable[T | None]], patience: float = PATIENCE) -> T:
     """What `look` finds, asking again and again: another process gives no other sign."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         while not (found := await look()):  # noqa: ASYNC110  another process sets no event of ours
             await asyncio.sleep(0.02)
     return found

@@ -16,6 +16,7 @@ from common.ids import random_id
 from common.protocol import ClaimRequest, Declaration, Held, Report, ReportsRequest, TaskOffer, Verdict
 from controller.core.definition import Terms
 from controller.core.model import Job, RapId, RapRequest
+from controller.core.resources import JobLimits
 from controller.core.retry import DEFAULT
 from controller.core.schedule import Limits
 from controller.core.weights import parse as parse_weights
@@ -64,8 +65,7 @@ PROJECT = {
 
 TERMS = Terms(
     docker_registry="ghcr.io/opensafely-core",
-    cpu_count=2,
-    memory_limit="4G",
+    ordinary=JobLimits(cpu_count=2, memory_limit="4G"),
     level4_max_csv_rows=5000,
     level4_max_filesize=16 * 1024**2,
     level4_file_types=(".csv", ".html"),
@@ -192,7 +192,7 @@ def make_context(database: Database, clock: ManualClock, workdir: Path, *, worke
         clock=clock,
         wakeups=ObservedWakeups(),
         sources=Sources(git=git, projects=ProjectFiles(git), reusable=ReusableActions(git), digests=None),
-        backends={slug: BackendTerms(limits=limits, terms=TERMS) for slug in ("test", "other")},
+        backends={slug: BackendTerms(limits=limits, terms=TERMS, most=TERMS.ordinary) for slug in ("test", "other")},
         event_level_projects=frozenset(),
         retry=DEFAULT,
         lease_seconds=60,

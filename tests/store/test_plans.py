@@ -63,6 +63,7 @@ EXTREMES: list[tuple[Query[Any], Mapping[str, Any]]] = [
     (jobs.schedulable, {"everything": True}),
     (tasks.lock, {"ids": TASK_IDS}),
     (tasks.release, {"ids": TASK_IDS}),
+    (tasks.hand_over_releases, {"gone": "agent-1"}),
     (raps.list_page, {"before": 1000}),
     (raps.list_page, {"workspace": "none such"}),
     (raps.list_page, {"only_finished": True}),

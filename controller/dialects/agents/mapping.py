@@ -53,7 +53,7 @@ def declaration(raw: bytes, agent: str) -> Declaration:
         if value.protocol != PROTOCOL_VERSION:
             yield f"$.protocol must be {PROTOCOL_VERSION}, the version that this controller speaks"
 
-    return _decode(raw, Declaration, check)
+    return _decode(raw, Declaration, check, mend=_with_levels)
 
 
 def claim(raw: bytes) -> ClaimRequest:
@@ -136,6 +136,18 @@ def _malformed(faults: list[str]) -> MalformedBody:
     shown = faults[:MOST_FAULTS]
     more = f" (and {len(faults) - len(shown)} more)" if len(faults) > len(shown) else ""
     return MalformedBody(f"Unusable body: {'; '.join(shown)}{more}", faults=shown)
+
+
+def _with_levels(data: Any) -> Any:
+    """An egress policy of the form before levels, whose `outputs` was true for every output of every level.
+
+    Such agents let their metrics out unless they said otherwise.
+    """
+    egress = data.get("egress") if isinstance(data, dict) else None
+    if isinstance(egress, dict) and isinstance(egress.get("outputs"), bool):
+        mended = {"metrics": True, **egress, "outputs": "all" if egress["outputs"] else "none", "reviewed": False}
+        return {**data, "egress": mended}
+    return data
 
 
 def _without_nulls(data: Any) -> Any:

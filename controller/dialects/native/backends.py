@@ -23,6 +23,7 @@ class Agent:
     slots: int
     last_seen: str | None
     egress: Mapping[str, Any]
+    policy: str
     on_loss: str
     load: int
     silent: bool
@@ -115,6 +116,7 @@ def agents(values: Sequence[results.AgentView]) -> Agents:
                 slots=each.slots,
                 last_seen=times.maybe(each.last_seen),
                 egress=dict(each.egress),
+                policy=each.policy,
                 on_loss=each.on_loss,
                 load=each.load,
                 silent=each.silent,

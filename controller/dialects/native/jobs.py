@@ -7,6 +7,7 @@ from aiohttp import web
 from attrs import frozen
 
 from common import tracing
+from controller.core.resources import JobLimits
 from controller.dialects.native import query, times
 from controller.engine import listing, results
 from controller.engine.listing import STATES
@@ -70,6 +71,8 @@ class Output:
     sha256: str
     excluded: bool
     message: str
+    released_by: str | None
+    released_at: str | None
 
 
 @frozen(kw_only=True)
@@ -81,6 +84,16 @@ class Change:
     state: str
     code: str
     message: str
+
+
+@frozen(kw_only=True)
+class Limits:
+    """What an attempt at a job may use."""
+
+    cpu_count: float
+    memory_limit: str
+    time_limit: float | None
+    """Seconds."""
 
 
 @frozen(kw_only=True)
@@ -111,6 +124,7 @@ class Job:
     commit: str
     agent: str | None
     exit_code: str | None
+    limits: Limits | None
     metrics: Mapping[str, Any]
     outputs: tuple[Output, ...]
     history: tuple[Change, ...]
@@ -197,6 +211,7 @@ def job(detail: results.JobDetail) -> Job:
         commit=spec.commit,
         agent=detail.agent,
         exit_code=detail.exit_code,
+        limits=_limits(detail.limits),
         metrics=dict(detail.job.metrics),
         outputs=tuple(_output(each) for each in detail.outputs),
         history=tuple(_change(each) for each in detail.history),
@@ -235,6 +250,12 @@ def _summary(value: listing.JobSummary) -> JobSummary:
     )
 
 
+def _limits(value: JobLimits | None) -> Limits | None:
+    if value is None:
+        return None
+    return Limits(cpu_count=value.cpu_count, memory_limit=value.memory_limit, time_limit=value.time_limit)
+
+
 def _output(value: results.OutputView) -> Output:
     return Output(
         path=value.path,
@@ -243,6 +264,8 @@ def _output(value: results.OutputView) -> Output:
         sha256=value.sha256,
         excluded=value.excluded,
         message=value.message,
+        released_by=value.released_by,
+        released_at=times.maybe(value.released_at),
     )
 
 

@@ -21,12 +21,26 @@ from controller.dialects.native import (
     modes,
     raps,
     reboot,
+    releases,
     retention,
     tokens,
 )
 from controller.web import json_api
 
-CAPABILITIES: Final = (raps, jobs, logs, backends, modes, reboot, interventions, capacity, diagnosis, retention, tokens)
+CAPABILITIES: Final = (
+    raps,
+    jobs,
+    logs,
+    releases,
+    backends,
+    modes,
+    reboot,
+    interventions,
+    capacity,
+    diagnosis,
+    retention,
+    tokens,
+)
 
 
 def make_app() -> web.Application:
