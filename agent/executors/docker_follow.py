@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+import aiohttp
 import structlog
 from aiodocker import DockerError
 
@@ -21,6 +22,11 @@ _FIRST_SAMPLE: Final = 0.1
 _HEADER: Final = 8
 _DRAIN_SECONDS: Final = 60.0
 """How long the rest of an ended run's output may take to come."""
+
+LOG_SECONDS: Final = 30.0
+"""How long an engine may take for the next piece of the log of a run that has ended. Docker 20.10 has been seen to go
+silent in the middle of a log that it had rotated."""
+_STUCK: Final = 599
 
 log = structlog.get_logger()
 
@@ -51,7 +57,7 @@ async def copy_log(engine: Engine, run: Run, name: str, limit: int, *, follow: b
     """Bring what the run has printed to its notes; with `follow`, go on until it has ended.
 
     :param limit: bytes that are kept.
-    :raises DockerError: the engine has no such log.
+    :raises DockerError: the engine has no such log, or no more of it comes.
     """
     main = Spool(Notes(run.state_dir).log, limit)
     errors = main if run.errors is None else Spool(run.errors, limit)
@@ -59,7 +65,7 @@ async def copy_log(engine: Engine, run: Run, name: str, limit: int, *, follow: b
     params = {"stdout": "1", "stderr": "1", "follow": "1" if follow else "0"}
     async with engine.stream(f"containers/{name}/logs", params) as response:
         while not (main.full and errors.full):
-            data = await response.content.readany()
+            data = await _read_some(response, None if follow else LOG_SECONDS)
             if not data:
                 return
             frames = demultiplexer.feed(data)
@@ -69,6 +75,15 @@ async def copy_log(engine: Engine, run: Run, name: str, limit: int, *, follow: b
             await asyncio.to_thread(main.write, [piece for stream, piece in frames if stream != STDERR])
             await asyncio.to_thread(errors.write, [piece for stream, piece in frames if stream == STDERR])
         response.close()  # the rest is not wanted
+
+
+async def _read_some(response: aiohttp.ClientResponse, seconds: float | None) -> bytes:
+    try:
+        async with asyncio.timeout(seconds):
+            return await response.content.readany()
+    except TimeoutError:
+        # Not an outage, which would be asked again: the log is as long as the engine can tell.
+        raise DockerError(_STUCK, f"no more of the log came within {LOG_SECONDS:g} s") from None
 
 
 class Follower:

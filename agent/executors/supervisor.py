@@ -197,9 +197,10 @@ class Supervised:
                     self.flags["log_truncated"] = True
         except OSError:
             pass  # a full disk costs a sample, never the job
+        if not bounded and len(tree) > self.spec["processes"]:
+            return True  # at once: to look at the memory of so many takes seconds
         self.flags["oom_killed"] = self._is_out_of_memory(tree, resident)
-        crowded = not bounded and len(tree) > self.spec["processes"]
-        return self.flags["oom_killed"] or crowded
+        return self.flags["oom_killed"]
 
     def _is_out_of_memory(self, tree: "list[int]", resident: int) -> bool:
         if self.group is not None:
