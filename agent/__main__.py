@@ -5,13 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from agent import app
-from agent.executors import cgroups
-from agent.executors.base import Executor, Unusable
+from agent.executors.base import Executor, Isolating, Unusable
+from agent.executors.sandbox import cgroups
 from agent.images import parse_image_table
 from agent.settings import Settings, from_environ
 from common import logs
@@ -19,23 +19,13 @@ from common.clock import SystemClock
 from common.environ import ConfigurationError
 
 if TYPE_CHECKING:
-    from agent.executors.sandbox import SandboxExecutor
+    from agent.executors.sandbox.executor import SandboxExecutor
 
 OK: Final = 0
 FAILED: Final = 1
 MISCONFIGURED: Final = 2
 
 _log = structlog.get_logger()
-
-
-@runtime_checkable
-class Isolating(Protocol):
-    """An executor that may have to do without isolation where the operator allows that."""
-
-    @property
-    def isolated(self) -> bool:
-        """Whether jobs are isolated; known after `check`."""
-        ...
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
@@ -70,19 +60,19 @@ def make_executor(settings: Settings) -> Executor:
 
         return FakeExecutor()
     if settings.executor == "docker":
-        from agent.executors.docker import DockerExecutor
+        from agent.executors.docker.executor import DockerExecutor
 
         return DockerExecutor(settings.docker, sample_seconds=settings.sample_interval)
     sandbox = _make_sandbox(settings)
     if settings.executor == "slurm":
-        from agent.executors.slurm import SlurmExecutor
+        from agent.executors.slurm.executor import SlurmExecutor
 
         return SlurmExecutor(sandbox, settings.slurm, folders=(settings.work_dir, settings.high_privacy_dir))
     return sandbox
 
 
 def _make_sandbox(settings: Settings) -> "SandboxExecutor":
-    from agent.executors.sandbox import SandboxExecutor
+    from agent.executors.sandbox.executor import SandboxExecutor
 
     return SandboxExecutor(
         parse_image_table(settings.sandbox_images),
@@ -116,7 +106,8 @@ async def _run(settings: Settings, executor: Executor) -> None:
     if isinstance(executor, Isolating) and not executor.isolated:
         # Declared to the controller, so that nobody takes such a backend for a safe one.
         executor.name = f"{executor.name} (unisolated)"
-    _log.info("agent_starting", agent=settings.agent_id, backend=settings.backend, executor=executor.name)
+    structlog.contextvars.bind_contextvars(backend=settings.backend)
+    _log.info("agent_starting", agent=settings.agent_id, executor=executor.name)
     if settings.dummy_data:
         _log.warning("dummy data only: no job gets secrets of a database", setting="USING_DUMMY_DATA_BACKEND")
     await app.run(settings, executor, SystemClock(), stop)

@@ -16,13 +16,14 @@ from agent.checkout import Checkouts, Rules
 from agent.client import Client
 from agent.disk import Disk
 from agent.executors.base import Executor, Unusable
-from agent.job import Tools
 from agent.loop import Loop, StopMode
 from agent.outputs.workspaces import Places
 from agent.reports import Reports
 from agent.settings import Settings
+from agent.tools import Tools
 from common import proxies
 from common.clock import Clock
+from common.loop_lag import LoopLag
 from common.protocol import Declaration, Report, Verdict
 
 _log = structlog.get_logger()
@@ -48,7 +49,7 @@ async def run(
     places = await asyncio.to_thread(make_places, settings)
     with await asyncio.to_thread(_alone, places.work):
         async with assemble(settings, places, executor, clock) as (loop, reports):
-            await _serve(loop, reports, stop_event, mode)
+            await _serve(loop, reports, LoopLag(clock, loop.vitals.lagged), stop_event, mode)
     await executor.close()
 
 
@@ -63,12 +64,13 @@ def make_places(settings: Settings) -> Places:
         archive=settings.archive_dir.absolute(),
         work=settings.work_dir.absolute(),
     )
-    # The storage areas are for others, too, as the umask says; WORKDIR (studies' code, tasks) is the agent's alone.
+    # The storage areas are for others, too, as the umask says. WORKDIR (studies' code, tasks) is the agent's alone, and
+    # volumes are its group's: in a container a job may make programs that run as its user, whoever starts them.
     folders = {
         places.work: ("WORKDIR", 0o700),
         places.work / "tasks": ("WORKDIR", 0o700),
         places.high: ("HIGH_PRIVACY_STORAGE_BASE", 0o777),
-        places.high / "volumes": ("HIGH_PRIVACY_STORAGE_BASE", 0o777),
+        places.high / "volumes": ("HIGH_PRIVACY_STORAGE_BASE", 0o770),
         places.medium: ("MEDIUM_PRIVACY_STORAGE_BASE", 0o777),
     }
     for folder, (setting, mode) in folders.items():
@@ -150,7 +152,8 @@ async def assemble(
         yield loop, reports
 
 
-async def _serve(loop: Loop, reports: Reports, stop_event: asyncio.Event, mode: StopMode) -> None:
+async def _serve(loop: Loop, reports: Reports, lag: LoopLag, stop_event: asyncio.Event, mode: StopMode) -> None:
+    measuring = asyncio.create_task(lag.run())
     claiming = asyncio.create_task(loop.run())
     sending = asyncio.create_task(reports.run())
     stopping = asyncio.create_task(stop_event.wait())
@@ -162,8 +165,9 @@ async def _serve(loop: Loop, reports: Reports, stop_event: asyncio.Event, mode: 
         _log.info("agent is stopping", mode=mode.value)
     finally:
         stopping.cancel()
+        measuring.cancel()
         claiming.cancel()
-        await asyncio.gather(claiming, stopping, return_exceptions=True)
+        await asyncio.gather(claiming, stopping, measuring, return_exceptions=True)
         await loop.stop(mode if stop_event.is_set() else StopMode.LEAVE)
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)

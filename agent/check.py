@@ -15,12 +15,13 @@ from agent.core.errors import JobError, RunLost
 from agent.core.redact import redact_text
 from agent.executors.base import HOME, Limits, Run
 from agent.faults import blame
-from agent.job import Tools, forget
+from agent.job import forget
 from agent.outputs.trees import remove_tree
 from agent.outputs.workspaces import replacing
 from agent.settings import Settings
+from agent.tools import Tools
 from agent.waits import Interrupted, bounded, unless
-from common.protocol import TaskOffer
+from common.protocol import Named, TaskOffer
 
 _log = structlog.get_logger()
 
@@ -34,7 +35,8 @@ _KEPT: Final = 64 * 1024
 
 def error_results(fault: JobError, settings: Settings) -> dict[str, Any]:
     """The results of a check that could not be carried out (reference section 2.5)."""
-    message = str(fault) if settings.egress.logs else fault.public
+    whole = settings.egress.logs and settings.egress.outputs is Named.ALL  # as of a job: it may name files
+    message = str(fault) if whole else fault.public
     error = {"type": type(fault).__name__, "message": redact_text(message, settings.secrets)}
     return {"results": None, "error": error}
 

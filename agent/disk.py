@@ -11,37 +11,37 @@ succeeded by one that knows why.
 import asyncio
 import contextlib
 import enum
-import errno
 import math
 import os
 import signal
-import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import structlog
-from attrs import frozen
 
-from agent.executors.base import Executor, ExecutorError, Exit, Run
-from agent.outputs.workspaces import replacing
+from agent.executors.base import Executor, ExecutorError, Exit, Layered, Run
+from agent.outputs.sizes import measure
+from agent.outputs.workspaces import Stopped, replacing
 from agent.waits import in_thread
 from common.clock import Clock
 
-LIMIT_SETTING: Final = "RAP_JOB_DISK_LIMIT"
 RESERVE_SETTING: Final = "RAP_DISK_RESERVE"
 _START: Final = "disk-start"
 _VERDICT: Final = "disk-verdict"
-_BLOCK: Final = 512
-"""Bytes of what `st_blocks` counts, whatever the file system's own blocks are."""
+_SPARE: Final = "disk-verdict.spare"
+"""Becomes the verdict: room that was had in time, since the disk is likely to be full when there is one."""
+_WORD: Final = 16
+"""Bytes of it, which any verdict fits in."""
 _REST: Final = 9
 """For every second that a look takes, so many without one: looking costs a tenth of a CPU at most."""
 _WORTH: Final = 10
 """A job that wrote less than this part of the reserve is not the reason why the disk is full."""
+_LEAST_FILES: Final = 1000
+"""On file systems that have room for so many files and no more, as ext4. Others say that they have none at all."""
 _ANSWER_SECONDS: Final = 5.0
 _TOO_LARGE: Final = 128 + signal.SIGXFSZ
-_ENDLESS: Final = 1 << 62
 
 _log = structlog.get_logger()
 
@@ -55,108 +55,40 @@ class Verdict(enum.StrEnum):
     """The disk ran out, and it had written more than any other."""
 
 
-@runtime_checkable
-class Layered(Protocol):
-    """An executor whose runs can write to a disk of the engine's, outside volume and state directory."""
-
-    async def layer_bytes(self, run: Run) -> int:
-        """Bytes that the run has written there; 0 if that cannot be told.
-
-        :raises ExecutorError: the engine cannot be asked now.
-        """
-        ...
-
-
-@frozen(kw_only=True)
-class _Folder:
-    """A folder still to be looked into, and which one it was when its name was read."""
-
-    path: str
-    inode: int
-
-
-def measure(folder: Path, most: float = math.inf, stop: threading.Event | None = None) -> int:
-    """Bytes of disk that a tree takes up, by allocated blocks (blocking). Links are not followed.
-
-    A file with n names counts as 1/n for each. A tree so deep that no path leads to its end has no end to us: no study
-    has one, and it must not be a place to hide.
-
-    :param most: once there are more bytes than these the rest is not looked at.
-    :param stop: ends the walk early, with what it has found so far.
-    """
-    try:
-        status = os.lstat(folder)
-    except FileNotFoundError:
-        return 0
-    total, device = status.st_blocks * _BLOCK, status.st_dev
-    pending = [_Folder(path=str(folder), inode=status.st_ino)]
-    while pending and total <= most and not (stop and stop.is_set()):
-        here = pending.pop()
-        try:
-            fd = _enter(here, device)
-        except FileNotFoundError:
-            continue  # removed meanwhile
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return _ENDLESS
-            continue  # of another user, who shuts us out
-        if fd is None:
-            continue
-        try:
-            total += _add_up(fd, here, pending, most - total)
-        finally:
-            os.close(fd)
-    return total
-
-
-def _enter(folder: _Folder, device: int) -> int | None:
-    """A descriptor of the folder; None if another has its name now, as when a link was put in its way."""
-    fd = os.open(folder.path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != (device, folder.inode):
-            return None
-        own = f"/proc/self/fd/{fd}"
-        try:
-            return os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except PermissionError:
-            # A job shuts its folder, and the agent is of the same user: that is no place to hide.
-            os.chmod(own, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
-            return os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    finally:
-        os.close(fd)
-
-
-def _add_up(fd: int, here: _Folder, pending: list[_Folder], most: float) -> int:
-    """Bytes of what lies in one folder; folders in it are added to `pending`."""
-    total = 0
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                total += status.st_blocks * _BLOCK
-                pending.append(_Folder(path=f"{here.path}/{entry.name}", inode=status.st_ino))
-            else:
-                total += status.st_blocks * _BLOCK // max(1, status.st_nlink)
-            if total > most:
-                break
-    return total
-
-
 def note_start(volume: Path, notes: Path, stop: threading.Event) -> None:
-    """Write down what a volume holds before its job has begun (blocking)."""
+    """Write down what a volume holds before its job has begun (blocking).
+
+    :raises Stopped: `stop` was set, so that not everything was seen.
+    """
     size = measure(volume, stop=stop)
+    if stop.is_set():
+        raise Stopped
+    with replacing(notes / _SPARE) as file:
+        file.write(b" " * _WORD)
     with replacing(notes / _START) as file:
         file.write(str(size).encode())
+
+
+def _note_verdict(notes: Path, verdict: Verdict) -> None:
+    """Write down why a run has to end, unless there is a reason already (blocking)."""
+    if is_condemned(notes):
+        return
+    word = verdict.value.ljust(_WORD).encode()
+    try:
+        with (notes / _SPARE).open("r+b") as file:
+            file.write(word)
+            file.flush()
+            os.fsync(file.fileno())
+        (notes / _SPARE).replace(notes / _VERDICT)
+    except FileNotFoundError:  # prepared by an agent that kept none
+        with replacing(notes / _VERDICT) as file:
+            file.write(word)
 
 
 def read_verdict(notes: Path) -> Verdict | None:
     """Why the run was condemned, if it was (blocking)."""
     try:
-        return Verdict((notes / _VERDICT).read_text())
+        return Verdict((notes / _VERDICT).read_text().strip())
     except (FileNotFoundError, ValueError):
         return None
 
@@ -180,6 +112,8 @@ class Disk:
         self._condemned: set[Path] = set()
         self._relieving = asyncio.Lock()
         self._room = True
+        self.free_ratio: float | None = None
+        """Share of the disk that was free at the last look; None: nobody looks (there is no reserve)."""
         self._asking: asyncio.Task[int] | None = None
 
     async def has_room(self) -> bool:
@@ -188,11 +122,16 @@ class Disk:
         if not self._reserve:
             return True
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(asyncio.to_thread(_free, self._folder))
+            self._asking = asyncio.create_task(asyncio.to_thread(self._ask))
         await asyncio.wait({self._asking}, timeout=_ANSWER_SECONDS)
         if self._asking.done() and self._asking.exception() is None:
             self._judge(self._asking.result())
         return self._room
+
+    def _ask(self) -> int:
+        free, size = _free(self._folder), _size(self._folder)
+        self.free_ratio = min(1.0, free / size) if size else None
+        return free
 
     def _judge(self, free: int) -> None:
         had, self._room = self._room, free >= self._reserve
@@ -223,7 +162,7 @@ class Disk:
         be the reason.
         """
         async with self._relieving:
-            if await self.has_room() or await asyncio.to_thread(self._is_making_room):
+            if await self.has_room() or await self._is_making_room():
                 return
             written = {watch: await watch.written() for watch in list(self._watches)}
             largest = max(written, key=lambda watch: written[watch], default=None)
@@ -232,13 +171,32 @@ class Disk:
             self._condemned.add(largest.run.volume)
             await largest.condemn(Verdict.RESERVE)
 
-    def _is_making_room(self) -> bool:
-        self._condemned = {volume for volume in self._condemned if volume.exists()}
+    def give_up(self, volume: Path) -> None:
+        """Expect no room of a volume that could not be removed: somebody else may have to go."""
+        self._condemned.discard(volume)
+
+    async def _is_making_room(self) -> bool:
+        """Whether somebody is on the way out: ended here, for its own limit, or condemned by an earlier agent."""
+
+        def look(watches: Iterable[Watch], known: set[Path]) -> tuple[set[Path], set[Path]]:
+            condemned = {watch.run.volume for watch in watches if watch.is_condemned()}
+            return condemned, {volume for volume in known | condemned if volume.exists()}
+
+        condemned, there = await asyncio.to_thread(look, list(self._watches), set(self._condemned))
+        self._condemned = (self._condemned | condemned) & there
         return bool(self._condemned)
 
 
-def _free(folder: Path) -> int:
+def _size(folder: Path) -> int:
     status = os.statvfs(folder)
+    return status.f_blocks * status.f_frsize
+
+
+def _free(folder: Path) -> int:
+    """Bytes of room; none if there is no room for the names of files, which empty ones take up as well."""
+    status = os.statvfs(folder)
+    if status.f_files and status.f_favail < _LEAST_FILES:
+        return 0
     return status.f_bavail * status.f_frsize
 
 
@@ -273,7 +231,7 @@ class Watch:
                 await self._clock.sleep(max(self._interval, _REST * (self._clock.monotonic() - began)))
 
     async def _look(self) -> None:
-        if await asyncio.to_thread(is_condemned, self._notes):
+        if await asyncio.to_thread(self.is_condemned):
             await self._executor.terminate(self.run)
         elif self._limit is not None and await self.written(self._limit) > self._limit:
             await self.condemn(Verdict.LIMIT)
@@ -281,15 +239,17 @@ class Watch:
             await self._disk.relieve()
 
     async def condemn(self, verdict: Verdict) -> None:
-        """Note why, then end the run."""
-
-        def write() -> None:
-            with replacing(self._notes / _VERDICT) as file:
-                file.write(verdict.value.encode())
-
+        """Note why, then end the run: in any case, since a disk on which nothing can be noted is the very reason."""
         _log.warning("job is ended for what it has written", task_id=self.run.task_id, verdict=verdict.value)
-        await asyncio.to_thread(write)
+        try:
+            await asyncio.to_thread(_note_verdict, self._notes, verdict)
+        except OSError as error:
+            _log.error("why the job is ended cannot be noted", task_id=self.run.task_id, reason=str(error))
         await self._executor.terminate(self.run)
+
+    def is_condemned(self) -> bool:
+        """Whether the run has been, or is to be, ended for what it wrote (blocking)."""
+        return is_condemned(self._notes)
 
     async def written(self, enough: float = math.inf) -> int:
         """Bytes beyond what the volume held at the start; somewhat more than `enough` if it is more than that."""

@@ -7,84 +7,31 @@ not wanted, because its steps can all be repeated.
 
 import asyncio
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 import structlog
-from attrs import frozen
 
 from agent import disk
-from agent.checkout import Checkouts
-from agent.client import Client
 from agent.core import messages
-from agent.core.definition import JobDefinition, time_limit
+from agent.core.definition import JobDefinition
 from agent.core.errors import DiskFull, RunLost
 from agent.core.lifecycle import Intent, Recorded, Situation, Step, next_step, stage_of
 from agent.core.redact import redact_metrics, redact_results
-from agent.executors.base import HOME, Executor, Exit, Limits, Phase, Run
+from agent.executors.base import Exit, Phase
 from agent.faults import blame, describe
 from agent.logs import LogPush
 from agent.outputs import finalization, metadata, preparation
 from agent.outputs.metadata import Ending
 from agent.outputs.trees import remove_tree
-from agent.outputs.workspaces import Places, replacing
-from agent.reports import Reports
-from agent.settings import Settings
+from agent.outputs.workspaces import replacing
+from agent.tools import Tools, build_run
 from agent.waits import Interrupted, in_thread, unless
-from common.clock import Clock
 from common.protocol import Named, Report, Stage, TaskOffer, Verdict
 
 _log = structlog.get_logger()
 _FINAL_LOG_TRIES: Final = 4
 _MOST_FAILURES: Final = 5
-
-
-@frozen(kw_only=True)
-class Tools:
-    """What every job works with."""
-
-    settings: Settings
-    executor: Executor
-    clock: Clock
-    places: Places
-    checkouts: Checkouts
-    client: Client
-    reports: Reports
-    disk: disk.Disk
-    on_idle: Callable[[], None] = lambda: None
-    """Called when a job needs its slot no longer."""
-
-
-def build_run(tools: Tools, task_id: str, definition: JobDefinition, offer: TaskOffer | None) -> Run:
-    """What the executor needs to know. Database secrets go to jobs that may use the database, and to no others.
-
-    :param offer: the task, RUNJOB's if it is there.
-    """
-    environment = HOME | dict(definition.env)
-    if offer and offer.traceparent:
-        environment["TRACEPARENT"] = offer.traceparent
-    if definition.allow_database_access:
-        environment |= tools.settings.db_env
-    return Run(
-        task_id=task_id,
-        job_id=definition.id,
-        workspace=definition.workspace,
-        action=definition.action,
-        image=definition.image,
-        image_sha=definition.image_sha,
-        args=definition.args,
-        env=environment,
-        volume=tools.places.volume(task_id),
-        state_dir=tools.places.notes(task_id) / "run",
-        limits=Limits(
-            cpu_count=definition.cpu_count,
-            memory_bytes=definition.memory_bytes,
-            seconds=time_limit(offer.time_limit if offer else None, tools.settings.job_time_limit),
-            disk_bytes=tools.settings.job_disk_limit,
-        ),
-        network=definition.allow_database_access,
-    )
 
 
 RETURNED: Final = "returned"
@@ -150,6 +97,11 @@ class Job:
         """The trace that this job's log lines belong to; empty if the controller named none."""
         parts = self._run.env.get("TRACEPARENT", "").split("-")
         return parts[1] if len(parts) == 4 else ""
+
+    @property
+    def executing(self) -> bool:
+        """Whether its process runs, as far as was reported."""
+        return self._reported is not None and self._reported[1] is Stage.EXECUTING
 
     @property
     def told(self) -> bool:
@@ -383,6 +335,7 @@ class Job:
             await asyncio.to_thread(remove_tree, self._run.volume)
         except Exception:
             _log.exception("cleaning up after the job failed; something of it is left behind")
+            self._tools.disk.give_up(self._run.volume)
 
     async def _push_final_log(self) -> None:
         path = self._log_dir / "logs.txt"
@@ -426,6 +379,7 @@ class Job:
             if offer is self._offer and recorded.get("cancelled"):
                 continue
             if offer.id not in self._stated:
+                _log.info("job_stage", stage=stage.value, attempt=offer.attempt, final=True)
                 self._stated[offer.id] = self._tools.reports.put(
                     Report(
                         task_id=offer.id,
@@ -467,6 +421,8 @@ class Job:
         offer = self._cancel or self._offer
         if offer is None or ((offer.id, stage) == self._reported and not metrics):
             return
+        if (offer.id, stage) != self._reported:
+            _log.info("job_stage", stage=stage.value, attempt=offer.attempt)
         self._reported = (offer.id, stage)
         self._tools.reports.put(
             Report(

@@ -25,11 +25,13 @@ from agent.core.messages import CANCELLED
 from agent.core.redact import redact_error, redact_results
 from agent.core.releases import parse_release, unable_results
 from agent.faults import blame, describe
-from agent.job import RETURNED, Job, Tools, forget
+from agent.job import RETURNED, Job, forget
 from agent.outputs import metadata
 from agent.outputs.metadata import Ending
 from agent.outputs.workspaces import read_json, write_json
 from agent.release import Release
+from agent.tools import Tools
+from agent.vitals import Vitals
 from agent.waits import Interrupted, bounded, pause, unless
 from common.convert import Malformed, structure
 from common.protocol import (
@@ -57,6 +59,8 @@ FLUSH_SECONDS: Final = 5.0
 """How long a stopping agent waits for its last reports to be acknowledged; they are on disk anyway."""
 HAND_BACK_SECONDS: Final = 20.0
 """How long a stopping agent waits for its jobs to end."""
+RELEASES: Final = 4
+"""Releases that are carried out at once: each has a thread all the while, and jobs need threads, too."""
 _REJECTED_SECONDS: Final = 60.0
 _BUSY_ANSWERS: Final = 5
 """Answers in a row that bring nothing, before the loop slows down."""
@@ -88,11 +92,13 @@ class Loop:
         """Attempts that were ended to be given back, and of which the controller does not know yet."""
         self._stopping = False
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._releasing = asyncio.Semaphore(RELEASES)
         self._renew = asyncio.Event()
         self._slots_offered = 0
         self._has_room = True
         self._barren = 0
         self._welcome: Welcome | None = None
+        self.vitals = Vitals(declaration.egress)
 
     async def run(self) -> None:
         """Take up what is on disk, then claim for ever."""
@@ -193,6 +199,12 @@ class Loop:
             slots=max(0, settings.slots - busy) if self._has_room else 0,
             wait=wait,
             holding=tuple(held for task_id, held in self._held.items() if task_id not in dropped),
+            metrics=self.vitals.tell(
+                busy=busy,
+                running=sum(job.executing for job in self._jobs.values()),
+                reports=self._tools.reports.queued,
+                free=self._tools.disk.free_ratio,
+            ),
         )
 
     def _patience(self) -> float:
@@ -260,7 +272,8 @@ class Loop:
             definition = _parse(offer)
             path = self._tools.places.notes(offer.id) / "offer.json"
             await asyncio.to_thread(write_json, path, attrs.asdict(offer), mode=0o600)
-        except (JobError, OSError) as error:
+        except Exception as error:
+            # Whatever it is, it is this task's end: a definition must not be able to end the agent.
             _log.error("task cannot be worked on", task_id=offer.id, exc_info=error)
             self._spawn(self._concluding, self._refuse(offer, blame(error)))
             return
@@ -277,7 +290,9 @@ class Loop:
 
     async def _let_out(self, release: Release) -> None:
         """What is released stays released, so a release is finished even if somebody else was asked meanwhile."""
-        await self._conclude(release.offer, None, await release.carry_out())
+        async with self._releasing:
+            results = await release.carry_out()
+        await self._conclude(release.offer, None, results)
 
     async def _carry_out(self, check: Check) -> None:
         try:

@@ -1,4 +1,4 @@
-"""One `release` task: a person has looked at a finished job's outputs and lets them out (brief section 9).
+"""One `release` task: a person has looked at a finished job's outputs and lets them out.
 
 The agent checks everything itself: its own policy, the job's own records, and that each file is still the one that the
 job left. What it lets out is on disk before it is reported, and carrying a task out twice gives the same answer.
@@ -12,8 +12,8 @@ import structlog
 from agent.core.redact import shown
 from agent.core.releases import Output, choose, compose_results, find_obstacle, fit, order, unable_results
 from agent.faults import blame
-from agent.job import Tools
 from agent.outputs import metadata, releases
+from agent.tools import Tools
 from agent.waits import in_thread
 from common.protocol import ReleaseDefinition, TaskOffer, Unable
 
@@ -52,6 +52,8 @@ class Release:
         egress, wanted = self._tools.settings.egress, self._definition
         folder = self._tools.places.log_dir(wanted.job_id, wanted.created_at)
         recorded = metadata.read(folder)
+        if recorded is not None and recorded.get("workspace", wanted.workspace) != wanted.workspace:
+            recorded = None  # else the answer would tell which files of another workspace are the same as this job's
         obstacle = find_obstacle(egress, recorded)
         if obstacle is not None or recorded is None:
             return unable_results(obstacle or Unable.ABSENT)
@@ -65,13 +67,14 @@ class Release:
                 unchanged = releases.is_as_recorded(self._tools.places, wanted.workspace, output, stop)
                 (released if unchanged else changed).append(output)
             for output in released:
-                records.setdefault(output["path"], self._record(output))
+                if records.get(output["path"], {}).get("sha256") != output["sha256"]:
+                    records[output["path"]] = self._record(output)
         for output in changed:
             _log.warning("not released: not as the job left it", task_id=self.offer.id, path=shown(output["path"]))
         return dict(compose_results(choice, released, changed, named=wanted.paths is not None))
 
     def _record(self, output: Output) -> dict[str, Any]:
-        """Who has released an output, and which: an output that stands here already keeps its first record."""
+        """Who has released an output, and which: one that stands here already, with that hash, keeps its record."""
         return {
             "workspace": self._definition.workspace,
             "level": output["level"],

@@ -52,6 +52,11 @@ class Reports:
         self._empty.clear()
         return queued.settled
 
+    @property
+    def queued(self) -> int:
+        """How many reports wait to be sent."""
+        return sum(len(waiting) for waiting in self._queues.values())
+
     def forget(self, task_id: str) -> None:
         """Drop what is queued about a task; what is on its way is not called back."""
         for queued in self._queues.pop(task_id, []):

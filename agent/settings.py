@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 from attrs import field, frozen
 
 from agent import images
-from agent.core.definition import parse_memory
-from agent.core.errors import BadDefinition
-from agent.executors import cgroups, docker_spec, seccomp, slurm_options
+from agent.executors.docker import spec as docker_spec
+from agent.executors.sandbox import cgroups, seccomp
+from agent.executors.slurm import options as slurm_options
 from common import quantities
 from common.environ import Environ
 from common.logs import FORMATS, LEVELS
@@ -232,8 +232,8 @@ def _size(raw: str) -> int:
     if raw.strip() == "0":
         return 0
     try:
-        return parse_memory(raw)
-    except BadDefinition:
+        return quantities.memory(raw)
+    except ValueError:
         raise ValueError("is neither 0 nor a size such as 10G, 512m or a number of bytes") from None
 
 

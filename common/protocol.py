@@ -69,7 +69,7 @@ class Named(enum.StrEnum):
 
 @frozen(kw_only=True)
 class Egress:
-    """What this agent lets out of its backend, beyond states (brief section 9)."""
+    """What this agent lets out of its backend, beyond states."""
 
     metrics: bool = False
     logs: bool = False
@@ -90,6 +90,16 @@ class Egress:
 
 OPEN: Final = Egress(metrics=True, logs=True, outputs=Named.ALL)
 """Everything that can be seen may be told; `rap up` has it."""
+
+
+MOST_OF_AGENT_METRICS: Final[Mapping[str, float]] = {
+    "slots_used": 1e6,
+    "jobs_running": 1e6,
+    "reports_queued": 1e9,
+    "disk_free_ratio": 1,
+    "loop_lag_seconds": 1e6,
+}
+"""What an agent may tell of itself with a claim, and the largest that each can be; the least is 0."""
 
 
 class OnLoss(enum.StrEnum):
@@ -140,10 +150,15 @@ class ClaimRequest:
 
     agent: str
     slots: int
-    """How many more RUNJOB tasks the agent can take now, 0 or more. Other types are always offered."""
+    """How many more RUNJOB tasks the agent can take now, 0 or more. Other types are always offered;
+    of releases an agent has 16 at once at most."""
     wait: float = 0
     """Seconds to wait for something to do."""
     holding: tuple[Held, ...] = ()
+    metrics: Mapping[str, float] = field(factory=dict)
+    """How the agent is doing, if the egress policy lets metrics out: names of `MOST_OF_AGENT_METRICS`, all optional.
+    Slots and jobs are counted, the disk is the share that is free where volumes lie, the lag is the longest of the
+    agent's event loop since the last claim."""
 
 
 @frozen(kw_only=True)

@@ -40,6 +40,7 @@ def seconds(text: str) -> float:
     """
     match = _TIME.fullmatch(text.strip())
     found = sum(float(part or 0) * unit for part, unit in zip(match.groups(), _SECONDS, strict=True)) if match else 0.0
+    found = round(found, 6)  # 2.2 days are not a whole number of seconds to a computer
     if not 0 < found <= _MOST_SECONDS:
         raise ValueError("is not a time such as 90s, 30m, 2h or 1h30m")
     return found

@@ -12,14 +12,15 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from agent.core.errors import BadDefinition
+from common import quantities
 from common.convert import Malformed, structure
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _ID: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-_MEMORY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_YEAR_10000: Final = 253402300800
+"""Unix seconds of the first moment that `datetime` cannot tell."""
 
 
 @frozen(kw_only=True)
@@ -68,19 +69,18 @@ class JobDefinition:
 
 
 def parse_memory(limit: object) -> int:
-    """Bytes of a limit such as `4G`, `512m` or `1073741824`; units are powers of 1024, as Docker's.
+    """Bytes of a limit such as `4G`, `512m`, `1073741824` or the number itself: see `common.quantities.memory`.
 
     :raises BadDefinition: it is none of these, or not above zero.
     """
-    text = str(limit) if isinstance(limit, (str, int)) and not isinstance(limit, bool) else ""
-    match = _MEMORY.fullmatch(text.strip())
-    size = int(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
-    if size <= 0:
+    text = limit if isinstance(limit, str) else str(limit) if type(limit) is int else ""
+    try:
+        return quantities.memory(text)
+    except ValueError:
         raise BadDefinition(
             f"memory_limit: {limit!r} is not a size such as 4G, 512m or a number of bytes (where the controller has it "
             "from: <BACKEND>_JOB_MEMORY_LIMIT, DEFAULT_JOB_MEMORY_LIMIT)"
-        )
-    return size
+        ) from None
 
 
 def time_limit(offered: float | None, own: float | None) -> float | None:
@@ -129,6 +129,16 @@ def check_relative(path: str, name: str) -> str:
     return path
 
 
+def check_created_at(value: float) -> float:
+    """`value`, if it is a moment that can be told as a date: it names the month's folder of logs.
+
+    :raises BadDefinition: it is not.
+    """
+    if not math.isfinite(value) or not 0 <= value < _YEAR_10000:
+        raise BadDefinition(f"created_at: {value} is not a time")
+    return value
+
+
 def parse_definition(data: Mapping[str, Any]) -> JobDefinition:
     """The definition of a RUNJOB or CANCELJOB task.
 
@@ -154,7 +164,6 @@ def parse_definition(data: Mapping[str, Any]) -> JobDefinition:
         raise BadDefinition(f"commit: {definition.commit!r} is not a full commit hash")
     if not math.isfinite(definition.cpu_count) or definition.cpu_count <= 0:
         raise BadDefinition(f"cpu_count: {definition.cpu_count} is not above zero")
-    if not math.isfinite(definition.created_at) or not 0 <= definition.created_at < 253402300800:
-        raise BadDefinition(f"created_at: {definition.created_at} is not a time")
+    check_created_at(definition.created_at)
     parse_memory(definition.memory_limit)
     return definition

@@ -1,7 +1,7 @@
 """What can go wrong with one job, sorted by whose fault it is, and how each is told outside the backend.
 
 An error has two texts. `str(error)` is for people inside the backend: it may name files, commits and paths.
-`public` is fixed wording that may leave under any egress policy (brief section 9).
+`public` is fixed wording that may leave under any egress policy.
 """
 
 from typing import ClassVar

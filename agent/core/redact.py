@@ -1,4 +1,4 @@
-"""What may leave the backend: the one place that decides it (brief section 9, reference section 2.5).
+"""What may leave the backend: the one place that decides it (docs/security.md, "What leaves"; reference 2.5).
 
 Every function builds what is sent from an allow-list; nothing is copied and then struck out. So a new key in
 `metadata.json` stays inside until somebody lists it here.
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from agent.core.messages import KILLS, SAFE
-from common.protocol import Egress, Named
+from common.protocol import MOST_OF_AGENT_METRICS, Egress, Named
 
 OUTPUTS_BYTES: Final = 1024 * 1024
 """Most that a report says about outputs. The controller takes bodies of some MiB (RAP_MAX_BODY); a report that it
@@ -62,6 +62,17 @@ def redact_metrics(metrics: Mapping[str, Any], egress: Egress) -> dict[str, floa
         name: float(value)
         for name, value in metrics.items()
         if name in METRICS and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def redact_vitals(numbers: Mapping[str, float | None], egress: Egress) -> dict[str, float]:
+    """What an agent tells of itself: the names of the protocol, within their bounds, or nothing at all."""
+    if not egress.metrics:
+        return {}
+    return {
+        name: float(value)
+        for name, most in MOST_OF_AGENT_METRICS.items()
+        if (value := numbers.get(name)) is not None and 0 <= value <= most
     }
 
 

@@ -1,25 +1,31 @@
-"""What of a finished job's outputs leaves once a person has released it: pure decisions (brief section 9).
+"""What of a finished job's outputs leaves once a person has released it: pure decisions.
 
 The controller only passes on that somebody has looked. Whether an output may leave at all is decided here, by the
 agent's own policy and records, so that no controller can widen either.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from attrs import frozen
 
-from agent.core.definition import check_id, check_workspace
+from agent.core.definition import check_created_at, check_id, check_workspace
 from agent.core.errors import BadDefinition
 from agent.core.redact import permits, shown, take_fitting
 from common.convert import Malformed, structure
-from common.protocol import Egress, Refusal, RefusedOutput, ReleaseDefinition, ReleasedOutput, ReleaseResults, Unable
+from common.protocol import (
+    Egress,
+    Named,
+    Refusal,
+    RefusedOutput,
+    ReleaseDefinition,
+    ReleasedOutput,
+    ReleaseResults,
+    Unable,
+)
 
 Output = Mapping[str, Any]
 """An entry of `outputs_detail` in a job's `metadata.json`."""
-
-_YEAR_10000: Final = 253402300800
 
 
 @frozen(kw_only=True)
@@ -41,8 +47,7 @@ def parse_release(data: Mapping[str, Any]) -> ReleaseDefinition:
         raise BadDefinition(f"definition: {error}") from error
     check_id(definition.job_id, "job_id")
     check_workspace(definition.workspace)
-    if not math.isfinite(definition.created_at) or not 0 <= definition.created_at < _YEAR_10000:
-        raise BadDefinition(f"created_at: {definition.created_at} is not a time")
+    check_created_at(definition.created_at)
     return definition
 
 
@@ -51,12 +56,9 @@ def find_obstacle(egress: Egress, recorded: Mapping[str, Any] | None) -> Unable 
 
     :param recorded: the job's `metadata.json`; None if it is not in this agent's storage.
     """
-    if not egress.reviewed or not any(permits(egress, {"level": level, "excluded": False}) for level in _LEVELS):
+    if not egress.reviewed or egress.outputs is Named.NONE:
         return Unable.POLICY
     return Unable.ABSENT if recorded is None else None
-
-
-_LEVELS: Final = ("minimally_sensitive", "moderately_sensitive")
 
 
 def choose(egress: Egress, outputs: Sequence[Output], paths: Sequence[str] | None) -> Choice:

@@ -4,13 +4,13 @@ The agent's loop owns the volume (checkout, inputs, outputs); an executor owns o
 Every method is idempotent, and everything an executor knows is re-read from outside the agent's memory (its
 `state_dir`, the engine), so an agent that was killed finds its jobs again.
 
-One contract suite, tests/agent/executor_contract.py, runs on every executor.
+One contract suite (tests/agent/executors) runs on every executor.
 """
 
 import enum
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
@@ -18,6 +18,10 @@ from common.protocol import OnLoss
 
 HOME: Final = {"HOME": "/tmp"}  # noqa: S108  the run's own /tmp, which nobody else sees (reference section 5.5)
 """What every run's environment begins with."""
+PROCESSES: Final = 1024
+"""How many processes and threads one job may have; of a bare one only processes are counted."""
+OPEN_FILES: Final = 4096
+"""How many files each of them may have open."""
 
 
 class ExecutorError(Exception):
@@ -173,4 +177,26 @@ class Executor(Protocol):
 
     async def close(self) -> None:
         """Let go of what the executor itself holds; running jobs carry on."""
+        ...
+
+
+@runtime_checkable
+class Isolating(Protocol):
+    """An executor that may have to do without isolation where the operator allows that."""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether jobs are isolated; known after `check`."""
+        ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """An executor whose runs can write to a disk of the engine's, outside volume and state directory."""
+
+    async def layer_bytes(self, run: Run) -> int:
+        """Bytes that the run has written there; 0 if that cannot be told.
+
+        :raises ExecutorError: the engine cannot be asked now.
+        """
         ...

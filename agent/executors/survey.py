@@ -16,12 +16,16 @@ from typing import Any, Final, TypeVar
 
 from attrs import evolve
 
-from agent.executors import bubblewrap, docker_spec, seccomp, slurm_options
 from agent.executors.base import ExecutorError, Unusable
-from agent.executors.bubblewrap import Bubblewrap
 from agent.executors.choice import Prospect, Standing
-from agent.executors.docker_spec import DockerSettings
-from agent.executors.sandbox import ALLOW_SETTING
+from agent.executors.docker import spec as docker_spec
+from agent.executors.docker.spec import DockerSettings
+from agent.executors.sandbox import bubblewrap, seccomp
+from agent.executors.sandbox.bubblewrap import Bubblewrap
+from agent.executors.sandbox.executor import ALLOW_SETTING
+from agent.executors.slurm import commands as slurm_commands
+from agent.executors.slurm import options as slurm_options
+from agent.executors.slurm import probe as slurm_probe
 from common.environ import ConfigurationError, Environ
 
 T = TypeVar("T")
@@ -94,7 +98,7 @@ async def _judge_engine(values: Mapping[str, str], settings: DockerSettings) -> 
     """
     from aiodocker import DockerError
 
-    from agent.executors.docker_engine import Engine, is_outage
+    from agent.executors.docker.engine import Engine, is_outage
 
     engine = Engine(settings.host)
     try:
@@ -166,7 +170,7 @@ def _version_of(version: Mapping[str, Any]) -> str:
 
 
 async def _look_at_slurm(values: Mapping[str, str], folders: Sequence[Path]) -> Prospect:
-    for program in ("sbatch", "squeue", "scontrol", "scancel"):
+    for program in slurm_commands.PROGRAMS:
         if not await asyncio.to_thread(shutil.which, program):
             return _unusable("slurm", f"there is no {program}", "where there is a cluster: apt install slurm-client")
     try:
@@ -193,16 +197,15 @@ async def _ask_cluster(options: slurm_options.Options, sandbox: Bubblewrap | Non
 
     :raises Unusable: jobs could not run there.
     """
-    from agent.executors import slurm_commands, slurm_probe
-
     slurm = slurm_commands.Slurm()
     unheard = (slurm_commands.Away, slurm_commands.Busy, slurm_commands.Refused)
     try:
         await slurm.ping()
+        known = not options.partition or await slurm.has_partition(options.partition)
     except unheard as error:
         advice = "see whether it runs: scontrol ping; if its configuration lies elsewhere: SLURM_CONF=/path"
         return _unusable("slurm", f"slurmctld does not answer ({_brief(error)})", advice)
-    if options.partition and not await slurm.has_partition(options.partition):
+    if not known:
         name = slurm_options.PARTITION_SETTING
         raise Unusable(f"{name} is {options.partition!r}, which is no partition of this cluster")
     try:
@@ -238,28 +241,16 @@ async def _look_at_sandbox(values: Mapping[str, str]) -> Prospect:
 
 
 def _find_sandbox(values: Mapping[str, str]) -> tuple[Bubblewrap, str]:
-    """As `SandboxExecutor.check`, without what only the agent's own process may try: control groups (blocking).
+    """What `SandboxExecutor.check` finds, without what only the agent's own process may try: control groups (blocking).
 
     :return: bubblewrap, and what filters system calls.
     :raises ConfigurationError: a setting is faulty.
     :raises Unusable: there can be no sandbox.
     """
     wanted = _read(values, lambda environ: environ.choice(seccomp.SETTING, seccomp.AUTO, seccomp.CHOICES))
-    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
-        raise Unusable("the kernel lacks /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)")
-    path = shutil.which("bwrap")
-    if path is None:
-        raise Unusable("bubblewrap is not installed")
-    found = bubblewrap.probe(path)
-    if wanted == seccomp.OFF:
-        return found, f"none ({seccomp.SETTING} is {seccomp.OFF})"
-    try:
-        found.try_filter(seccomp.program())
-    except Unusable as reason:
-        if wanted == seccomp.REQUIRED:
-            raise Unusable(f"{reason} ({seccomp.SETTING} is {seccomp.REQUIRED})") from reason
-        return found, f"none ({reason})"
-    return found, "libseccomp"
+    found = bubblewrap.find("bwrap")
+    program, lack = found.find_filter(wanted)
+    return found, "libseccomp" if program else f"none ({lack})"
 
 
 def _may_be_bare(values: Mapping[str, str]) -> bool:

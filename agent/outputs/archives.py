@@ -97,6 +97,10 @@ def put_away(places: Places, name: str) -> Path:
     """
     folder = places.high_workspace(_checked(name))
     archive = places.archived(name)
+    leaving = _leaving(folder)
+    if leaving.is_dir() and not folder.exists():
+        leaving.replace(folder)  # a kill came before the last step, which begins anew
+    _clear(leaving, archive, name)
     if not folder.is_dir():
         raise NotPossible(
             f"There is no workspace {name!r} in {folder.parent}."
@@ -111,13 +115,16 @@ def put_away(places: Places, name: str) -> Path:
     try:
         _compare(archive, folder, name)
         _refuse_if_busy(places, name)
-        if _fingerprint(folder) != before:
+        # Out of the way of agents that cannot be seen from here: what they store from now on lies in a new folder.
+        folder.replace(leaving)
+        if _fingerprint(leaving) != before:
+            leaving.replace(folder)
             raise NotPossible(f"Workspace {name!r} changed while it was archived: wait for its jobs, and try again.")
     except NotPossible:
         if made:
             archive.unlink()
         raise
-    remove_tree(folder)
+    remove_tree(leaving)
     return archive
 
 
@@ -136,8 +143,27 @@ def bring_back(places: Places, name: str) -> Path:
             raise NotPossible(f"{folder} is there as well, and is not what {archive} holds.") from error
     else:
         _extract(archive, folder, name)
+    _clear(_leaving(folder), archive, name)
     archive.unlink()
     return folder
+
+
+def _leaving(folder: Path) -> Path:
+    """Where a workspace's folder is while it is removed."""
+    return folder.with_name(f".{folder.name}.leaving")
+
+
+def _clear(leaving: Path, archive: Path | None, name: str) -> None:
+    """Remove what a kill has left of a removal.
+
+    :raises NotPossible: it holds what no archive does.
+    """
+    if not leaving.is_dir():
+        return
+    if archive is None:
+        raise NotPossible(f"{leaving} is left of workspace {name!r}, and nothing else has what is in it.")
+    _compare(archive, leaving, name)
+    remove_tree(leaving)
 
 
 def _checked(name: str) -> str:

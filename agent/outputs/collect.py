@@ -143,12 +143,14 @@ class _Search:
         """
         if kind != stat.S_IFLNK:
             return real if kind == stat.S_IFDIR else None
-        if not os.path.isdir(real):
+        # First where it leads: were what is there looked at, a study could ask which folders the machine has.
+        inside = resolve_inside(Path(self._volume), path)
+        if not inside.is_dir():
             return None
         self._links += 1
         if self._links > LINKED_LIMIT:
             raise UnsafePath(f"More than {LINKED_LIMIT} folders are to be searched that are links, such as {path}")
-        return os.fspath(resolve_inside(Path(self._volume), path))
+        return os.fspath(inside)
 
 
 def _kind(entry: os.DirEntry[str]) -> int:
@@ -208,6 +210,26 @@ def find(volume: Path, output_spec: Mapping[str, str], stop: threading.Event) ->
     )
 
 
+class Origins:
+    """Where the outputs in a volume really are; quick if they are asked for folder by folder, nearly."""
+
+    def __init__(self, volume: Path) -> None:
+        self._volume = volume
+        self._parent: str | None = None
+        self._folder = volume
+
+    def find(self, output: str) -> Path:
+        """The file itself, with no link on the way to it.
+
+        :raises UnsafePath: a link on the way leaves the volume.
+        """
+        parent, _, name = output.rpartition("/")
+        if parent != self._parent:
+            self._parent, self._folder = parent, resolve_inside(self._volume, parent)
+        found = self._folder / name
+        return resolve_inside(self._volume, output) if found.is_symlink() else found
+
+
 def persist(volume: Path, workspace: Path, outputs: Mapping[str, str], batch: Batch) -> dict[str, Copied]:
     """Copy every output into the high-privacy workspace. Repeating it after a crash gives the same.
 
@@ -215,15 +237,5 @@ def persist(volume: Path, workspace: Path, outputs: Mapping[str, str], batch: Ba
     :raises OutputClash: an output has the name of a folder there, or the reverse.
     :raises Stopped: the batch was stopped.
     """
-    folders: dict[str, Path] = {}
-    copied = {}
-    for path in outputs:
-        parent, _, name = path.rpartition("/")
-        if parent not in folders:
-            folders.clear()  # the outputs come folder by folder, nearly
-            folders[parent] = resolve_inside(volume, parent)
-        source = folders[parent] / name
-        if source.is_symlink():
-            source = resolve_inside(volume, path)
-        copied[path] = batch.copy(source, workspace / path)
-    return copied
+    origins = Origins(volume)
+    return {path: batch.copy(origins.find(path), workspace / path) for path in outputs}

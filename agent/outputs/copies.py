@@ -283,6 +283,21 @@ class Batch:
         return Copied(size=size, sha256=digest.hexdigest(), changed_at=os.fstat(writer).st_mtime)
 
 
+def hash_file(path: str | Path, stop: threading.Event) -> str:
+    """SHA-256 of a regular file (blocking).
+
+    :raises UnsafePath: it is something else.
+    :raises Stopped: `stop` was set.
+    """
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with _source(path) as reader:
+        while count := os.readv(reader, [buffer]):
+            if stop.is_set():
+                raise Stopped
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
 def force(folder: Path) -> None:
     """Bring a folder and all in it to disk (blocking)."""
     folders: list[str] = []

@@ -9,7 +9,7 @@ import io
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import structlog
@@ -30,7 +30,6 @@ from agent.waits import in_thread
 
 _log = structlog.get_logger()
 
-MODERATE: Final = "moderately_sensitive"
 _PROJECT_LIMIT: Final = 1024 * 1024
 _LOG_CHUNK: Final = 256 * 1024
 _LONGEST_NAME: Final = 255
@@ -70,7 +69,7 @@ async def finalize(
                 copied = collect.persist(run.volume, workspace, findings.outputs, batch)
             medium = _staging(places.medium_workspace(definition.workspace), definition)
             with Batch(medium, stop) as batch:
-                return findings, _release(places, definition, findings.outputs, copied, batch, stop)
+                return findings, _release(places, definition, run.volume, findings.outputs, copied, batch, stop)
 
     findings, stored = await in_thread(collect_outputs)
     ending = _describe(run, exit, findings, stored, over_disk=over_disk)
@@ -189,12 +188,15 @@ def _staging(workspace: Path, definition: JobDefinition) -> Path:
 def _release(
     places: Places,
     definition: JobDefinition,
+    volume: Path,
     outputs: Mapping[str, str],
     copied: dict[str, Copied],
     batch: Batch,
     stop: threading.Event,
 ) -> list[_Stored]:
     """Check every moderately sensitive output and bring the medium-privacy area up to date (section 5.3).
+
+    What is checked is what is copied: the job's own files. Those in the workspace another action may replace meanwhile.
 
     :param copied: emptied, so that what is known of an output is held once.
     """
@@ -203,15 +205,16 @@ def _release(
         max_rows=definition.level4_max_csv_rows,
         file_types=definition.level4_file_types,
     )
-    high = places.high_workspace(definition.workspace)
-    medium = places.medium_workspace(definition.workspace)
+    medium, origins = places.medium_workspace(definition.workspace), collect.Origins(volume)
     stored = []
     for path, level in outputs.items():
         if stop.is_set():
             raise Stopped
-        checked = level4.check(high / path, rules) if level == MODERATE else level4.Checked()
-        accepted = level == MODERATE and checked.message is None
-        _place(high / path, medium / path, accepted, checked.message, f"{path}.txt" in outputs, batch)
+        source = origins.find(path)
+        suffix = PurePosixPath(path).suffix  # an output may be a link, to a file of another name
+        checked = level4.check(source, suffix, rules) if level == level4.LEVEL else level4.Checked()
+        accepted = level == level4.LEVEL and checked.message is None
+        _place(source, medium / path, accepted, checked.message, f"{path}.txt" in outputs, batch)
         copy = copied.pop(path)
         kept = Kept(
             path=path,

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from attrs import frozen
 
 from agent.outputs import tables
+
+LEVEL: Final = "moderately_sensitive"
+"""The privacy level of outputs that people look at before anything else happens to them."""
 
 
 @frozen(kw_only=True)
@@ -48,13 +52,16 @@ def _check_csv(path: Path, rules: Rules) -> Checked:
     return Checked(message=message, row_count=table.rows, col_count=table.columns if table.rows else 0)
 
 
-def check(path: Path, rules: Rules) -> Checked:
-    """Check one file; the first branch that matches decides. Blocking: for a thread."""
+def check(path: Path, suffix: str, rules: Rules) -> Checked:
+    """Check one file; the first branch that matches decides. Blocking: for a thread.
+
+    :param suffix: the output's, with its dot; `path` may have another.
+    """
     size = path.stat().st_size
     if size > rules.max_size:
         return Checked(
             message=f"File size of {_megabytes(size)}Mb is larger that limit of {_megabytes(rules.max_size)}Mb."
         )
-    if path.suffix not in rules.file_types:
-        return Checked(message=f"File type of {path.suffix} is not valid level 4 file")
-    return _check_csv(path, rules) if path.suffix == ".csv" else Checked()
+    if suffix not in rules.file_types:
+        return Checked(message=f"File type of {suffix} is not valid level 4 file")
+    return _check_csv(path, rules) if suffix == ".csv" else Checked()

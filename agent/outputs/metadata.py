@@ -43,7 +43,7 @@ class Ending:
 
 
 def compose(definition: JobDefinition, task_id: str, ending: Ending, exit: Exit | None, now_ns: int) -> dict[str, Any]:
-    """Every key of section 5.2; and `outputs_detail`, the outputs with their sizes and hashes.
+    """Every key of section 5.2; and `outputs_detail`, the outputs with their sizes and hashes, and `workspace`.
 
     :param now_ns: Unix nanoseconds, used where the executor gives no time of the end.
     """
@@ -69,6 +69,7 @@ def compose(definition: JobDefinition, task_id: str, ending: Ending, exit: Exit 
         "timestamp_ns": finished_ns,
         "job_definition_id": definition.id,
         "job_definition_rap_id": definition.rap_id,
+        "workspace": definition.workspace,
         "task_id": task_id,
         "created_at": int(definition.created_at),
         "user": definition.user,

@@ -14,7 +14,7 @@ from uuid import uuid4
 from agent import disk
 from agent.checkout import Checkouts
 from agent.core.definition import JobDefinition
-from agent.core.errors import ArchivedWorkspace, MissingInput, UnsafePath
+from agent.core.errors import ArchivedWorkspace, BadDefinition, MissingInput, UnsafePath
 from agent.executors.base import Run
 from agent.outputs import attempts, metadata
 from agent.outputs.copies import bring
@@ -80,13 +80,17 @@ def _read_boot() -> bytes:
 def _copy_inputs(places: Places, definition: JobDefinition, volume: Path, stop: threading.Event) -> None:
     """Copy every output of every needed job, as that job's metadata list them (reference section 5.2).
 
-    A job without metadata (it never finished here) gives nothing, silently; a listed file that is gone is fatal.
+    A job without metadata (it never finished here) gives nothing, silently; a listed file that is gone is fatal, and so
+    is a job of another workspace.
     """
     workspace = places.high_workspace(definition.workspace)
     entered: set[str] = set()
     for job_id in definition.input_job_ids:
         folder = places.find_log_dir(job_id)
         recorded = metadata.read(folder) if folder else None
+        if recorded is not None and recorded.get("workspace", definition.workspace) != definition.workspace:
+            # Else how the job ends would tell which of another workspace's names there are in this one.
+            raise BadDefinition(f"input_job_ids: {job_id} is no job of workspace {definition.workspace}")
         for path in (recorded or {}).get("outputs") or {}:
             if stop.is_set():
                 raise Stopped

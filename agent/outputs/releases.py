@@ -5,9 +5,6 @@ stands with it, which whoever sends the file checks again. Written under the loc
 may share the storage. All of this blocks: for a thread.
 """
 
-import hashlib
-import os
-import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.core.errors import UnsafePath
-from agent.outputs.workspaces import CHUNK, Places, Stopped, locked, read_json, resolve_inside, write_json
+from agent.outputs import level4
+from agent.outputs.copies import hash_file
+from agent.outputs.workspaces import Places, locked, read_json, resolve_inside, write_json
 
 NAME: Final = "released.json"
-MODERATE: Final = "moderately_sensitive"
 
 
 def is_as_recorded(places: Places, workspace: str, output: Mapping[str, Any], stop: threading.Event) -> bool:
@@ -30,27 +28,13 @@ def is_as_recorded(places: Places, workspace: str, output: Mapping[str, Any], st
     :param output: an entry of `outputs_detail` in the job's metadata.
     :raises Stopped: `stop` was set.
     """
-    moderate = output["level"] == MODERATE
+    moderate = output["level"] == level4.LEVEL
     folder = places.medium_workspace(workspace) if moderate else places.high_workspace(workspace)
     try:
         recorded: str = output["sha256"]
-        return _hash(resolve_inside(folder, output["path"]), stop) == recorded
+        return hash_file(resolve_inside(folder, output["path"]), stop) == recorded
     except (FileNotFoundError, NotADirectoryError, UnsafePath):
         return False
-
-
-def _hash(path: Path, stop: threading.Event) -> str:
-    """SHA-256 of a regular file, with bounded memory."""
-    digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as reader:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UnsafePath(f"{path} is not a regular file")
-        while chunk := reader.read(CHUNK):
-            if stop.is_set():
-                raise Stopped
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

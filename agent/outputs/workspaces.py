@@ -21,7 +21,6 @@ from agent.core.definition import check_id, check_workspace
 from agent.core.errors import OutputClash, UnsafePath
 from agent.outputs.documents import decode, encode
 
-CHUNK: Final = 1024 * 1024
 TIMESTAMP: Final = ".opensafely-timestamp"
 _LOCK_SECONDS: Final = 0.1
 """Between two tries at a lock."""
@@ -66,7 +65,8 @@ class Places:
     def find_log_dir(self, job_id: str) -> Path | None:
         """The newest log folder of a job whose month is not known, if it has one with metadata."""
         name = f"os-job-{check_id(job_id, 'input_job_ids')}"
-        found = sorted((self.high / "logs").glob(f"*/{name}/metadata.json"))
+        # Months only: `logs/actions` has folders that are called as somebody calls a workspace and an action.
+        found = sorted((self.high / "logs").glob(f"[0-9]*-[0-9]*/{name}/metadata.json"))
         return found[-1].parent if found else None
 
     def notes(self, task_id: str) -> Path:

@@ -43,7 +43,9 @@ async def of_agent(environ: Mapping[str, str]) -> Table:
     reader = Environ(environ)
     name = reader.choice(_SETTING, "sandbox", settings.EXECUTORS)
     found = settings.read(Environ(environ))  # whose faults are told with all others of the agent
-    prospects = await survey(environ, [_there(found.work_dir), _there(found.high_privacy_dir)], seconds=SECONDS)
+    prospects = await survey(
+        environ, [findings.nearest(found.work_dir), findings.nearest(found.high_privacy_dir)], seconds=SECONDS
+    )
     return _table(reader, name, f"the agent takes {name}", prospects)
 
 
@@ -54,7 +56,7 @@ async def of_laptop(environ: Mapping[str, str], running: Local | None) -> Table:
     """
     values = {**defaults.AGENT, **environ}
     folder = Path(running.data_dir) if running is not None else default_folder(environ)
-    prospects = await survey(values, [_there(folder)], seconds=SECONDS)
+    prospects = await survey(values, [findings.nearest(folder)], seconds=SECONDS)
     reader = Environ(environ)
     if running is not None and running.executor:
         name: str | None = running.executor
@@ -89,8 +91,3 @@ def _judge(name: str | None, prospects: tuple[Prospect, ...]) -> Finding:
     if not taken.isolated or taken.standing is Standing.ON_REQUEST:
         return findings.warning("executor", f"{name}: {taken.finding}.", taken.advice)
     return findings.ok("executor", f"{name} works here: {taken.finding}.")
-
-
-def _there(folder: Path) -> Path:
-    """The folder, or what of its path there is: a look makes nothing that was not there."""
-    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())

@@ -1,5 +1,6 @@
 """Findings of checks that are made here, as those of the controller's diagnosis."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,7 @@ def disk(name: str, what: str, folder: Path, *, reserve: int = 0) -> Finding:
 
     :param reserve: bytes without which an agent takes no jobs.
     """
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    there = nearest(folder)
     try:
         usage = shutil.disk_usage(there)
     except OSError as error:
@@ -49,3 +50,8 @@ def disk(name: str, what: str, folder: Path, *, reserve: int = 0) -> Finding:
     if (part < LITTLE and usage.free < 10 * LEAST_BYTES) or usage.free < LEAST_BYTES:
         return warning(name, told, advice)
     return ok(name, told)
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or what of its path there is, as far as it may be seen: a look makes nothing that was not there."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.isdir(each))

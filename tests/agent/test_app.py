@@ -47,6 +47,13 @@ async def test_a_stop_leaves_or_hands_back_as_asked(tmp_path: Path) -> None:
         assert [held["task_id"] for held in stage.controller.released[0]["tasks"]] == [T1]
 
 
+def test_who_may_enter_the_folders(tmp_path: Path) -> None:
+    """In a container a job may make programs that run as its user: nobody of the machine may start them."""
+    places = app.make_places(make_settings(tmp_path, "http://127.0.0.1:1"))
+    assert (places.high / "volumes").stat().st_mode & 0o007 == 0
+    assert places.work.stat().st_mode & 0o077 == 0
+
+
 async def test_two_agents_do_not_share_a_folder(tmp_path: Path) -> None:
     async with stand(tmp_path) as stage:
         stop = asyncio.Event()

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from agent.core.errors import ArchivedWorkspace
-from agent.outputs import archives
+from agent.outputs import archives, trees
 from agent.outputs.archives import NotPossible
 from agent.outputs.workspaces import Places
 from cli.main import rap
@@ -74,8 +75,9 @@ def test_archives_of_other_makers_come_back(places: Places, kind: str) -> None:
     assert content(places) == {"x": "x"}
 
 
+@pytest.mark.parametrize("again", [archives.put_away, archives.bring_back])
 def test_a_kill_after_the_archive_was_made_is_made_good_by_doing_it_again(
-    places: Places, monkeypatch: pytest.MonkeyPatch
+    places: Places, monkeypatch: pytest.MonkeyPatch, again: Callable[[Places, str], Path]
 ) -> None:
     class Killed(BaseException): ...
 
@@ -86,10 +88,11 @@ def test_a_kill_after_the_archive_was_made_is_made_good_by_doing_it_again(
         patch.setattr(archives, "remove_tree", die)
         with pytest.raises(Killed):
             archives.put_away(places, "study")
-    assert left_over(places) == ["study", "study.tar.gz"]
-    archives.put_away(places, "study")
-    assert left_over(places) == ["study.tar.gz"]
-    archives.bring_back(places, "study")
+    assert left_over(places) == [".study.leaving", "study.tar.gz"]
+    again(places, "study")
+    assert left_over(places) == ["study.tar.gz" if again is archives.put_away else "study"]
+    if again is archives.put_away:
+        archives.bring_back(places, "study")
     assert content(places) == FILES
 
 
@@ -127,6 +130,25 @@ def test_a_change_meanwhile_gives_the_archive_up(places: Places, monkeypatch: py
         archives.put_away(places, "study")
     assert left_over(places) == ["study"]
     assert "late" in content(places)
+
+
+def test_what_another_agent_stores_at_the_last_moment_is_kept(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trees.remove_tree
+    late = places.high_workspace("study") / "late"
+
+    def remove(folder: Path) -> None:
+        late.parent.mkdir()
+        late.write_text("late")
+        real(folder)
+
+    monkeypatch.setattr(archives, "remove_tree", remove)
+    archives.put_away(places, "study")
+    assert late.read_text() == "late"
+    assert left_over(places) == ["study", "study.tar.gz"]
+    monkeypatch.undo()
+    with pytest.raises(NotPossible, match="is there as well"):
+        archives.bring_back(places, "study")
+    assert late.exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])

@@ -105,7 +105,7 @@ def test_only_the_executor_that_is_used_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys, agent.__main__ as main; from agent.settings import from_environ; import os;"
         "main.make_executor(from_environ(os.environ));"
-        "found = {'aiodocker', 'agent.executors.docker', 'agent.executors.slurm'} & set(sys.modules);"
+        "found = {'aiodocker', 'agent.executors.docker.executor', 'agent.executors.slurm.executor'} & set(sys.modules);"
         "sys.exit(f'imported: {found}' if found else 0)"
     )
     environ = {

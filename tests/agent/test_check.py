@@ -12,7 +12,7 @@ from agent.core.checks import BadAnswer, Program, parse_check, read_answer
 from agent.core.errors import BadDefinition
 from agent.executors.base import ExecutorError, Run
 from agent.executors.fake import FakeExecutor
-from agent.executors.sandbox import SandboxExecutor
+from agent.executors.sandbox.executor import SandboxExecutor
 from agent.images import ImageTable, Interpreter
 from agent.loop import StopMode
 from common.protocol import Egress, TaskOffer
@@ -161,11 +161,13 @@ async def test_failures_are_told_without_secrets_or_output(tmp_path: Path, egres
         stage.executor.script = lambda run: 3
         await stage.controller.offer(offer())
         assert told(await answered(stage)).startswith("CheckFailed: ")
-        stage.executor.prepare_fault = ExecutorError("no canary-database-url and no canary-token-value", fatal=True)
+        stage.executor.prepare_fault = ExecutorError(
+            "no canary-database-url, canary-token-value, in /srv/inside", fatal=True
+        )
         await stage.controller.offer(offer(DATA))
         assert told(await answered(stage, DATA)).startswith("ExecutorFailed: ")
         bodies = b"".join(body.partition(b"\n\n")[2] for body in stage.controller.traffic)
-        for canary in (b"canary-", b"patient 42"):
+        for canary in (b"canary-", b"patient 42", b"/srv/inside"):
             assert canary not in bodies
         assert "canary-" not in json.dumps(stage.logged, default=str)
         kept = (tmp_path / "high/logs/checks/dbstatus.log").read_bytes()

@@ -1,23 +1,27 @@
 """What a job may write: how it is measured, and what becomes of a job that wrote too much.
 
-Real jobs that fill a disk are in `tests.agent.hostile_contract`.
+Real jobs that fill a disk are in `tests.agent.executors.hostile_contract`.
 """
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 
-from agent import disk
-from agent.disk import Disk, Verdict, Watch, measure, note_start, read_verdict
+from agent import disk, job
+from agent.disk import Disk, Verdict, Watch, note_start, read_verdict
 from agent.executors.base import ExecutorError, Exit, Limits, Run
+from agent.outputs import sizes
+from agent.outputs.sizes import measure
+from agent.outputs.workspaces import Stopped
 from tests.agent.hand_clock import HandClock
 from tests.agent.scripted import ScriptedExecutor
 from tests.agent.stage import Stage, stand
@@ -103,7 +107,7 @@ def test_a_link_that_takes_a_folders_place_is_not_followed(tmp_path: Path, monke
     volume, other = tmp_path / "volume", tmp_path / "other"
     write(other / "inner" / "large", 8 * MIB)
     write(volume / "folder" / "inner" / "file")
-    original = disk._add_up
+    original = sizes._add_up
 
     def swap(fd: int, here: Any, *rest: Any) -> int:
         found = original(fd, here, *rest)
@@ -112,7 +116,7 @@ def test_a_link_that_takes_a_folders_place_is_not_followed(tmp_path: Path, monke
             (volume / "folder").symlink_to(other)
         return found
 
-    monkeypatch.setattr(disk, "_add_up", swap)
+    monkeypatch.setattr(sizes, "_add_up", swap)
     assert measure(volume) < 2 * MIB
 
 
@@ -156,6 +160,16 @@ async def test_what_was_there_at_the_start_is_not_counted_and_log_and_layer_are(
     assert 2 * MIB <= await watch.written() < 2.2 * MIB
     (run.volume / "input").unlink()
     assert await watch.written() == 0, "room that a job makes is its own"
+
+
+async def test_a_look_at_the_start_that_is_broken_off_is_no_look(tmp_path: Path) -> None:
+    """Noted, what it had not seen of the inputs would count as written by the job."""
+    run, notes, stop = a_run(tmp_path), tmp_path / "notes" / "one", threading.Event()
+    await asyncio.to_thread(write, run.volume / "input", 6 * MIB)
+    stop.set()
+    with pytest.raises(Stopped):
+        await asyncio.to_thread(note_start, run.volume, notes, stop)
+    assert await a_watch(tmp_path, ScriptedExecutor(), run).written() == 0
 
 
 async def test_a_job_prepared_by_an_agent_that_did_not_look(tmp_path: Path) -> None:
@@ -301,6 +315,19 @@ async def test_no_job_is_taken_while_the_disk_is_nearly_full(tmp_path: Path, fre
             await stage.controller.until(lambda: stage.controller.claims[-1]["slots"] == 2)
 
 
+@pytest.mark.parametrize(
+    ("names", "free_names", "room"), [(65_000_000, 60_000_000, True), (65_000_000, 999, False), (0, 0, True)]
+)
+async def test_empty_files_fill_a_disk_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: int, free_names: int, room: bool
+) -> None:
+    blocks = (4096, 4096, 1 << 30, 1 << 29, 1 << 29)
+    monkeypatch.setattr(
+        os, "statvfs", lambda folder: os.statvfs_result((*blocks, names, free_names, free_names, 0, 255))
+    )
+    assert await Disk(tmp_path, 10 * MIB).has_room() is room
+
+
 async def test_a_storage_that_hangs_does_not_hold_up_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = threading.Semaphore(0)
     go = threading.Event()
@@ -381,6 +408,93 @@ async def test_nobody_else_is_ended_until_the_volume_of_the_last_is_gone(
             await shared.relieve()
             assert executor.processes["one"].exit is not None
             assert executor.processes["two"].exit is None
+
+
+async def begin(folder: Path, executor: ScriptedExecutor, name: str, limit: int | None = None) -> Run:
+    """A run under way, whose start was noted."""
+    run = a_run(folder, name, limit=limit)
+    await asyncio.to_thread(note_start, run.volume, folder / "notes" / name, threading.Event())
+    await executor.execute(run)
+    return run
+
+
+async def test_a_full_disk_does_not_save_the_job_that_filled_it(
+    tmp_path: Path, free: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    executor = ScriptedExecutor(lambda run: None)
+    run = await begin(tmp_path, executor, "one")
+    shared = Disk(tmp_path, MIB)
+    await asyncio.to_thread(write, run.volume / "large", 3 * MIB)
+    free(0)
+    monkeypatch.setattr(disk, "replacing", no_room)
+    with shared.watched(a_watch(tmp_path, executor, run, shared)):
+        await shared.relieve()
+    assert executor.processes["one"].exit is not None
+    assert await asyncio.to_thread(read_verdict, tmp_path / "notes" / "one") is Verdict.RESERVE
+
+
+async def test_a_job_is_ended_even_if_the_reason_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = ScriptedExecutor(lambda run: None)
+    run = await begin(tmp_path, executor, "one")
+    await asyncio.to_thread((tmp_path / "notes").rename, tmp_path / "gone")
+    await asyncio.to_thread((tmp_path / "notes").touch)
+    await a_watch(tmp_path, executor, run).condemn(Verdict.LIMIT)
+    assert executor.processes["one"].exit is not None
+
+
+async def test_a_job_over_its_limit_makes_room_too_and_keeps_its_reason(
+    tmp_path: Path, free: Callable[[int], None]
+) -> None:
+    executor = ScriptedExecutor(lambda run: None)
+    shared = Disk(tmp_path, MIB)
+    free(0)
+    with contextlib.ExitStack() as stack:
+        watches = {}
+        for name, size in (("one", 5 * MIB), ("two", 3 * MIB)):
+            run = await begin(tmp_path, executor, name, limit=LIMIT)
+            await asyncio.to_thread(write, run.volume / "large", size)
+            watches[name] = stack.enter_context(_watched(shared, a_watch(tmp_path, executor, run, shared)))
+        await watches["one"].condemn(Verdict.LIMIT)
+        await shared.relieve()
+        await watches["one"].condemn(Verdict.RESERVE)
+        assert await asyncio.to_thread(read_verdict, tmp_path / "notes" / "one") is Verdict.LIMIT
+        assert executor.processes["two"].exit is None
+
+
+async def test_a_volume_that_cannot_be_removed_makes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a container's user, say: the next one has to go then."""
+    sizes = {"jobone": 2 * MIB, "jobtwo": 5 * MIB}
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(folder))
+
+    async with stand_on_a_disk(tmp_path) as stage:
+        stage.executor.script = lambda run: fills(sizes[run.job_id])(run)
+        async with stage.agent():
+            for name in sizes:
+                await stage.controller.offer(stage.run_task(name, action=name))
+            shared, both = stage.loops[0]._tools.disk, []
+
+            def free(folder: Path) -> int:
+                both.extend([True] if len(shared._watches) == 2 else [])
+                return 9 * MIB if both else 1 << 40
+
+            monkeypatch.setattr(disk, "_free", free)
+            monkeypatch.setattr(job, "remove_tree", refuse)
+            async with cranking(stage):
+                await stage.controller.until(lambda: T1 in stage.controller.complete)
+        assert stage.controller.final(T1)["results"]["error"]["exception"] == "DiskFull"
+
+
+@contextlib.contextmanager
+def _watched(shared: Disk, watch: Watch) -> Iterator[Watch]:
+    with shared.watched(watch):
+        yield watch
 
 
 def test_sockets_in_a_volume_are_nothing_special(tmp_path: Path) -> None:

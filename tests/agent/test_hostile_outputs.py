@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.executors.base import Run
-from agent.outputs import collect
+from agent.outputs import collect, level4
 from tests.agent.stage import Stage, stand, write_output
 from tests.agent.test_loop import T1, until_forgotten
 
@@ -71,6 +71,16 @@ def link_to_a_folder(volume: Path, secret: Path) -> None:
     (volume / "output").symlink_to(secret.parent)
 
 
+def link_to_a_folder_that_is_not_there(volume: Path, secret: Path) -> None:
+    (volume / "output").rmdir()
+    (volume / "output").symlink_to(secret.parent / "patients")
+
+
+def link_to_a_file_in_a_folders_place(volume: Path, secret: Path) -> None:
+    (volume / "output").rmdir()
+    (volume / "output").symlink_to(secret)
+
+
 def chain_of_links(volume: Path, secret: Path) -> None:
     (volume / "output" / "table.csv").symlink_to("../first")
     (volume / "first").symlink_to("second")
@@ -93,10 +103,12 @@ def device_without_end(volume: Path, secret: Path) -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    [link_to_a_file, relative_link, link_to_a_folder, chain_of_links, folder_behind_a_folder,
-     environment_of_the_agent, device_without_end],
+    [link_to_a_file, relative_link, link_to_a_folder, link_to_a_folder_that_is_not_there,
+     link_to_a_file_in_a_folders_place, chain_of_links, folder_behind_a_folder, environment_of_the_agent,
+     device_without_end],
 )  # fmt: skip
 async def test_links_that_leave_the_volume(tmp_path: Path, hostile: Callable[[Path, Path], None]) -> None:
+    """All are answered alike: how a job ends must not tell what there is at the other end."""
     async with stand(tmp_path) as stage:
         final = await collected(stage, hostile)
     assert final["results"]["error"]["exception"] == "UnsafePath"
@@ -220,6 +232,39 @@ async def test_a_file_that_becomes_a_link_between_looking_and_copying(
     async with stand(tmp_path) as stage:
         final = await collected(stage, lambda volume, secret: write_output_at(volume))
     assert final["results"]["error"]["exception"] == "UnsafePath"
+
+
+async def test_another_action_that_writes_the_same_file_while_it_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = level4.check
+
+    def check(path: Path, *rest: Any) -> level4.Checked:
+        checked = original(path, *rest)
+        output = tmp_path / "high/workspaces/ws/output/table.csv"
+        output.with_name("new").write_text(f"patient_id\n{CANARY}\n")
+        output.with_name("new").replace(output)
+        return checked
+
+    monkeypatch.setattr(level4, "check", check)
+    async with stand(tmp_path) as stage:
+        stage.executor.script = write_output
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task())
+            await until_forgotten(stage, T1)
+    checked = await asyncio.to_thread((tmp_path / "medium/workspaces/ws/output/table.csv").read_text)
+    assert checked == "a,b\n1,2\n", "only what was checked is there"
+
+
+async def test_the_name_that_counts_for_a_check_is_the_outputs(tmp_path: Path) -> None:
+    def link(volume: Path, secret: Path) -> None:
+        (volume / "table.txt").write_text("patient_id\n1\n")
+        (volume / "output" / "table.csv").symlink_to("../table.txt")
+
+    async with stand(tmp_path) as stage:
+        final = await collected(stage, link)
+    assert final["results"]["has_level4_excluded_files"] is True
+    assert not (tmp_path / "medium/workspaces/ws/output/table.csv").exists()
 
 
 async def test_the_search_notices_what_it_looks_for(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The agent end to end: real HTTP to a scripted controller, real git, real files, a scripted executor."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.core import definition
 from agent.loop import StopMode
+from agent.outputs import metadata
 from common.protocol import OPEN, Egress, Named
 from tests.agent.fake_controller import Fault
 from tests.agent.stage import TRACEPARENT, Stage, stand, write_output
@@ -114,7 +117,9 @@ async def test_inputs_are_the_outputs_of_the_needed_jobs(tmp_path: Path) -> None
     ("changes", "exception", "named"),
     [
         ({"memory_limit": "lots"}, "BadDefinition", "memory_limit"),
+        ({"memory_limit": "9" * 400}, "BadDefinition", "memory_limit"),
         ({"workspace": "../x"}, "BadDefinition", "workspace"),
+        ({"workspace": "ws2", "input_job_ids": ["jobzero"]}, "BadDefinition", "jobzero is no job of workspace ws2"),
         ({"commit": "0" * 40}, "BadSource", "0" * 40),
         ({"repo_url": "/no/such/repo"}, "BadSource", "/no/such/repo"),
         ({"repo_url": "https://example.org/a/b"}, "BadSource", "github.com"),
@@ -127,6 +132,10 @@ async def test_what_the_user_must_fix_is_a_fatal_error(
     async with stand(tmp_path) as stage:
         (tmp_path / "archives").mkdir()
         (tmp_path / "archives/old.tar.zstd").touch()
+        of_ws = {"task_id": "jobzero-001", "workspace": "ws", "outputs": {"output/a.csv": "highly_sensitive"}}
+        await asyncio.to_thread(metadata.write, tmp_path / "high/logs/2026-01/os-job-jobzero", of_ws)
+        # A workspace and an action that are called so that this is found where jobs' records are looked for.
+        (tmp_path / "high/logs/actions/os-job-jobzero/metadata.json").mkdir(parents=True)
         async with stage.agent():
             await stage.controller.offer(stage.run_task(**changes))
             await until_forgotten(stage, T1)
@@ -188,6 +197,24 @@ async def test_metrics_and_log_are_pushed_while_the_job_runs(tmp_path: Path) -> 
         assert stage.controller.logs[T1].startswith("hello from the job\nGrüße\n")
         assert stage.controller.logs[T1].count("hello") == 1
         assert stage.controller.final(T1)["results"]["exit_code"] == "3"
+
+
+async def test_a_definition_that_breaks_the_agent_ends_its_own_task_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(limit: object) -> int:
+        raise OverflowError("cannot convert float infinity to integer")
+
+    async with stand(tmp_path) as stage, stage.agent():
+        with monkeypatch.context() as broken:
+            broken.setattr(definition, "parse_memory", parse)
+            await stage.controller.offer(stage.run_task())
+            await until_forgotten(stage, T1)
+        assert stage.controller.final(T1)["results"]["error"]["exception"] == "MachineTrouble"
+        stage.executor.script = write_output
+        await stage.controller.offer(stage.run_task("jobtwo"))
+        await until_forgotten(stage, "jobtwo-001")
+        assert stage.controller.final("jobtwo-001")["results"]["exit_code"] == "0"
 
 
 async def test_an_agent_that_was_forgotten_declares_itself_again(tmp_path: Path) -> None:

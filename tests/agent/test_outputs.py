@@ -196,7 +196,7 @@ def test_a_tree_that_the_job_made_unwritable_is_removed(tmp_path: Path) -> None:
 def test_level4(tmp_path: Path, name: str, text: str, message: str | None, counts: tuple[Any, Any]) -> None:
     (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     rules = evolve(RULES, max_size=300_000) if name == "b.csv" else RULES
-    checked = level4.check(tmp_path / name, rules)
+    checked = level4.check(tmp_path / name, Path(name).suffix, rules)
     assert checked.message == message
     assert (checked.row_count, checked.col_count) == counts
 
@@ -288,7 +288,9 @@ def test_memory_limits(limit: object, size: int) -> None:
     assert parse_memory(limit) == size
 
 
-@pytest.mark.parametrize("limit", ["", "lots", "4X", "-1G", "0", None, True, [], "4G; rm"])
+@pytest.mark.parametrize(
+    "limit", ["", "lots", "4X", "-1G", "0", None, True, [], "4G; rm", "9" * 400, f"1.{'0' * 5000}G"]
+)
 def test_wrong_memory_limits_name_the_field(limit: object) -> None:
     with pytest.raises(BadDefinition, match=r"memory_limit: .* is not a size .*_JOB_MEMORY_LIMIT"):
         parse_memory(limit)

@@ -196,6 +196,7 @@ KEYS = {
     "timestamp_ns": ALWAYS,
     "job_definition_id": NEVER,
     "job_definition_rap_id": NEVER,
+    "workspace": NEVER,
     "task_id": NEVER,
     "created_at": NEVER,
     "user": NEVER,

@@ -1,11 +1,14 @@
 """Releases at the agent: real files and real HTTP; what leaves is what a person has released and the policy names."""
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import attrs
 import pytest
@@ -14,7 +17,7 @@ from agent.core.redact import OUTPUTS_BYTES
 from agent.core.releases import fit, order
 from common.protocol import OPEN, Egress, Named, TaskOffer
 from tests.agent.fake_controller import Fault
-from tests.agent.stage import Stage, stand
+from tests.agent.stage import Stage, stand, write_output
 from tests.agent.test_loop import T1, until_forgotten
 
 REVIEWED = Egress(outputs=Named.MODERATELY_SENSITIVE, reviewed=True)
@@ -154,7 +157,12 @@ def _make_pipe(file: Path, tmp_path: Path) -> None:
     os.mkfifo(file)
 
 
-@pytest.mark.parametrize("change", [_overwrite, _remove, _link, _make_pipe])
+def _make_folder(file: Path, tmp_path: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("change", [_overwrite, _remove, _link, _make_pipe, _make_folder])
 async def test_a_file_that_is_not_as_the_job_left_it_stays(tmp_path: Path, change: Any) -> None:
     async with stand(tmp_path, egress=REVIEWED) as stage, stage.agent():
         await run_job(stage)
@@ -176,6 +184,28 @@ async def test_the_agents_own_policy_is_what_counts(tmp_path: Path, egress: Egre
             assert await answer(stage, task()) == results(unable="policy")
         async with stage.agent(egress=attrs.evolve(REVIEWED, outputs=Named.MINIMALLY_SENSITIVE)):
             assert await answer(stage, task(number=2)) == results(SUMMARY)
+
+
+async def test_files_of_another_workspace_are_not_compared(tmp_path: Path) -> None:
+    """A file that is there, and of the same contents, is answered like one that is not."""
+    async with stand(tmp_path, egress=REVIEWED) as stage, stage.agent():
+        await run_job(stage)
+        other = tmp_path / "medium/workspaces/other"
+        await asyncio.to_thread(shutil.copytree, tmp_path / "medium/workspaces/ws", other)
+        assert await answer(stage, task("output/table.csv", workspace="other")) == results(unable="absent")
+        assert await answer(stage, task("output/table.csv", number=2)) == results(TABLE)
+
+
+async def test_what_a_later_attempt_left_is_released_anew(tmp_path: Path) -> None:
+    async with stand(tmp_path, egress=REVIEWED) as stage, stage.agent():
+        await run_job(stage)
+        assert await answer(stage, task("output/table.csv")) == results(TABLE)
+        stage.executor.script = lambda run: write_output(run, "a,b\n5,6\n")
+        await stage.controller.offer(stage.run_task(attempt=2, output_spec=SPEC))
+        await until_forgotten(stage, "jobone-002")
+        again = await answer(stage, task("output/table.csv", number=2, by="token dave"))
+        record = json.loads(await asyncio.to_thread((tmp_path / RECORD).read_text))["released"]["output/table.csv"]
+        assert (record["by"], record["sha256"]) == ("token dave", again["released"][0]["sha256"])
 
 
 async def test_an_agent_that_does_not_have_the_job_says_so(tmp_path: Path) -> None:
@@ -210,6 +240,32 @@ async def test_a_killed_agent_reports_what_it_has_released(tmp_path: Path) -> No
         async with stage.agent():
             await until_concluded(stage, task())
         assert stage.controller.final(task().id)["results"] == results(SUMMARY, TABLE)
+
+
+async def test_many_releases_at_once_hold_up_no_job(tmp_path: Path) -> None:
+    """Each hashes files or waits for a lock, in one of the threads that jobs need as well."""
+    pool = ThreadPoolExecutor(max_workers=8)  # what an agent has beside a thread for each slot
+    asyncio.get_running_loop().set_default_executor(pool)
+    offers = [task(number=number) for number in range(1, 11)]
+    async with stand(tmp_path, egress=REVIEWED) as stage, stage.agent():
+        await run_job(stage)
+        with await asyncio.to_thread(_hold, (tmp_path / RECORD).with_name(".lock")):
+            for offer in offers:
+                await stage.controller.offer(offer)
+            await stage.controller.offer(stage.run_task("jobtwo", action="other"))
+            async with asyncio.timeout(20):
+                await until_forgotten(stage, "jobtwo-001")
+            assert not any(offer.id in stage.controller.complete for offer in offers)
+        for offer in offers:
+            await until_concluded(stage, offer)
+            assert stage.controller.final(offer.id)["results"] == results(SUMMARY, TABLE)
+
+
+def _hold(lock: Path) -> BinaryIO:
+    """Be another agent on the same storage that does not get on."""
+    file = lock.open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 def test_what_a_lost_report_told_is_told_again_first() -> None:
