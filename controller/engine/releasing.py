@@ -1,4 +1,4 @@
-"""Letting outputs out that somebody has reviewed (brief section 9).
+"""Letting outputs out that somebody has reviewed.
 
 A reviewer's word becomes a task for the backend's agents, of our own protocol only. Whether an output may leave is the
 agent's to say, by its own policy; what it says it has let out is stored as outputs of the job, with who and when. The
@@ -6,7 +6,8 @@ task stays until it is answered, so a restart on either side loses nothing. An a
 and another one is asked.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -106,18 +107,23 @@ async def settle(ctx: Context, tx: Tx, backend: str, answered: Mapping[str, JobI
     """
     for job_id in dict.fromkeys(answered.values()):
         asked = [_asked(row) for row in await tasks.releases.all(tx, job_id=job_id)]
+        attempts = itertools.count(asked[-1].attempt + 1 if asked else 1)  # several may be answered together
         for each in asked:
             if each.task_id in answered:
-                await _settle(ctx, tx, backend, job_id, each, asked[-1].attempt, now)
+                await _settle(ctx, tx, backend, job_id, each, attempts, now)
+    # An agent has so many at once, and has room for another one now.
+    await backends.notify.run(tx, channel=backends.TASKS_CHANNEL, backend=backend)
 
 
-async def _settle(ctx: Context, tx: Tx, backend: str, job_id: JobId, asked: Asked, newest: int, now: datetime) -> None:
+async def _settle(
+    ctx: Context, tx: Tx, backend: str, job_id: JobId, asked: Asked, attempts: Iterator[int], now: datetime
+) -> None:
     try:
         answer = read_answer(asked.results)
     except SenselessAnswer:
         return  # its task is over, and the release failed with that
     if may_ask_another(answer):
-        await _ask_another(ctx, tx, backend, job_id, asked, newest, now)
+        await _ask_another(ctx, tx, backend, job_id, asked, attempts, now)
         return
     outputs = [
         {"path": output.path, "level": output.level, "size": output.size, "sha256": output.sha256}
@@ -138,7 +144,7 @@ async def _settle(ctx: Context, tx: Tx, backend: str, job_id: JobId, asked: Aske
 
 
 async def _ask_another(
-    ctx: Context, tx: Tx, backend: str, job_id: JobId, asked: Asked, newest: int, now: datetime
+    ctx: Context, tx: Tx, backend: str, job_id: JobId, asked: Asked, attempts: Iterator[int], now: datetime
 ) -> None:
     """Put the same question to an agent that is alive and was not asked yet; without one, the release has failed."""
     absent = (*asked.absent, *([asked.agent] if asked.agent else []))
@@ -154,7 +160,7 @@ async def _ask_another(
         await _ask(
             tx,
             job,
-            attempt=newest + 1,
+            attempt=next(attempts),
             release=asked.release,
             by=asked.by,
             paths=asked.paths,

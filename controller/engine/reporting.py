@@ -11,16 +11,17 @@ import attrs
 import structlog
 
 from common.protocol import LogAnswer, LogChunk, ReportAnswer, ReportsRequest, ReportsResponse, Verdict
+from controller.core import happenings
 from controller.core.errors import NotFound, Rejected
 from controller.core.machine import Progressed
-from controller.core.model import Flag
+from controller.core.model import Flag, TaskType
 from controller.core.reports import Statement
 from controller.core.storable import storable, storable_text
 from controller.engine import releasing
 from controller.engine.batch import Batch, JobInBatch
 from controller.engine.context import Context
 from controller.engine.moves import announce
-from controller.store import backends, jobs, tasks
+from controller.store import backends, events, jobs, samples, tasks
 from controller.store.queries import Tx
 
 log = structlog.get_logger(__name__)
@@ -108,6 +109,7 @@ async def _write(tx: Tx, backend: str, batch: Batch) -> None:
     if batch.task_changes:
         await tasks.write.run(tx, changes=list(batch.task_changes.values()), now=batch.now)
     if changed:
+        await samples.add(tx, [job.current for job in changed if job.measured], batch.now)
         await jobs.write(tx, [job.move for job in changed])
     for job in changed:
         if job.outputs is not None:
@@ -121,8 +123,11 @@ async def _write(tx: Tx, backend: str, batch: Batch) -> None:
 
 async def _set_mode(tx: Tx, backend: str, batch: Batch) -> None:
     """A DBSTATUS result sets the mode, unless an operator has set it by hand (reference section 2.2)."""
-    if batch.found_modes and not batch.modes.manual:
-        await backends.set_flag.run(tx, backend=backend, id=Flag.MODE, value=batch.found_modes[-1], now=batch.now)
+    if not batch.found_modes or batch.modes.manual:
+        return
+    found = batch.found_modes[-1]
+    if await backends.set_flag.one(tx, backend=backend, id=Flag.MODE, value=found, now=batch.now) is not None:
+        await events.record(tx, backend, [happenings.of_flags({Flag.MODE: found}, batch.now)])
 
 
 async def append_log(ctx: Context, backend: str, chunk: LogChunk) -> LogAnswer:
@@ -132,7 +137,7 @@ async def append_log(ctx: Context, backend: str, chunk: LogChunk) -> LogAnswer:
     """
     async with ctx.db.transaction() as tx:
         locked = await tasks.lock.all(tx, backend=backend, ids=[storable_text(chunk.task_id)])
-        if not locked or locked[0].agent != chunk.agent or locked[0].job_id is None:
+        if not locked or locked[0].agent != chunk.agent or locked[0].type != TaskType.RUNJOB:
             raise NotFound(f"Task '{chunk.task_id}' is not held by this agent", task_id=chunk.task_id)
         key = {"job_id": locked[0].job_id, "attempt": locked[0].attempt}
         stored = await jobs.log_length.one(tx, **key) or 0

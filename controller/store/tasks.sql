@@ -20,7 +20,8 @@ ORDER BY type <> 'dbstatus', seq;
 -- name: claim
 -- New tasks for the agent, and its own that it does not know of (it was restarted, or an answer was lost). Two agents
 -- never get one task: SKIP LOCKED leaves a row alone that the other is just taking. Releases go to agents whose policy
--- has a review, and that did not say already that they lack the files.
+-- has a review, and that did not say already that they lack the files; 16 at once, since each may name a megabyte of
+-- paths and an answer must stay below what an agent reads.
 WITH lost AS (
     SELECT id FROM task
     WHERE backend = @backend AND active AND agent = @agent AND NOT id = ANY(@holding::text[])
@@ -33,16 +34,25 @@ WITH lost AS (
     FOR UPDATE SKIP LOCKED
 ), others AS (
     SELECT id FROM task
-    WHERE backend = @backend AND active AND agent IS NULL AND type <> 'runjob'
+    WHERE backend = @backend AND active AND agent IS NULL AND type NOT IN ('runjob', 'release')
       AND (for_agent IS NULL OR for_agent = @agent)
-      AND (type <> 'release' OR (NOT definition -> 'absent' ? @agent AND EXISTS (
-            SELECT FROM agent AS declared
-            WHERE declared.backend = @backend AND declared.id = @agent AND declared.egress ->> 'reviewed' = 'true')))
     ORDER BY seq
+    FOR UPDATE SKIP LOCKED
+), releases AS (
+    SELECT id FROM task
+    WHERE backend = @backend AND active AND agent IS NULL AND type = 'release'
+      AND NOT definition -> 'absent' ? @agent AND EXISTS (
+            SELECT FROM agent AS declared
+            WHERE declared.backend = @backend AND declared.id = @agent AND declared.egress ->> 'reviewed' = 'true')
+    ORDER BY seq
+    LIMIT greatest(0, 16 - (
+        SELECT count(*) FROM task AS its
+        WHERE its.backend = @backend AND its.active AND its.type = 'release' AND its.agent = @agent))
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE task SET agent = @agent, lease_expires_at = @lease
-    WHERE id IN (SELECT id FROM lost UNION ALL SELECT id FROM new_runs UNION ALL SELECT id FROM others)
+    WHERE id IN (SELECT id FROM lost UNION ALL SELECT id FROM new_runs UNION ALL SELECT id FROM others
+                 UNION ALL SELECT id FROM releases)
       AND active AND (agent IS NULL OR agent = @agent)
     RETURNING id, backend, type, job_id, attempt, definition, attributes, traceparent, created_at, time_limit, seq
 )

@@ -14,7 +14,7 @@ from common.clock import SystemClock
 from common.ids import random_id
 from controller.app import controller, make_runner
 from controller.settings import from_environ
-from tests.agent.docker_host import Host
+from tests.agent.executors.docker_host import Host
 from tests.e2e import machines
 from tests.e2e.machines import Machine
 from tests.engine.conftest import PROJECT, Study, commit_project

@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 from attrs import frozen
 
-from tests.agent import docker_host
-from tests.agent.docker_host import PYTHON, Host
+from tests.agent.executors import docker_host
+from tests.agent.executors.docker_host import PYTHON, Host
 
 REGISTRY = "ghcr.io/opensafely-core"
 NETWORK = "rap-test-database"

@@ -16,8 +16,8 @@ from typing import Any
 import attrs
 import pytest
 
-from tests.agent import slurm_cluster
-from tests.agent.docker_host import PYTHON, Host
+from tests.agent.executors import slurm_cluster
+from tests.agent.executors.docker_host import PYTHON, Host
 from tests.e2e import machines
 from tests.e2e.backend import CHECKS, Backend, backend
 from tests.e2e.canaries import LOGGED, OUTCOMES, Canaries, files, project

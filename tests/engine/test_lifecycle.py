@@ -439,3 +439,16 @@ class TestLogs:
         assert await send(11, "!" * 2000) == (1000, False)
         page = await harness.engine.job_log(principal(), harness_job(task), attempt=None, offset=3, limit=9)
         assert (page.text, page.next_offset, page.complete) == ("lo world!", 12, False)
+
+    async def test_only_attempts_have_logs(self, harness: Harness, study: Study) -> None:
+        from common.protocol import LogChunk
+
+        created = await harness.create(study.request("extract"))
+        await harness.settle()
+        await harness.claim()
+        await harness.engine.cancel(principal(), created.rap_id, ["extract"])
+        (cancel,) = await harness.claim()
+        with pytest.raises(NotFound):
+            await harness.engine.append_log(
+                "test", LogChunk(agent="agent-1", task_id=cancel.id, attempt=1, offset=0, text="x")
+            )

@@ -144,6 +144,22 @@ class TestAsking:
         assert await harness.claim(slots=0, agent="never-declared") == ()
         await take(harness)
 
+    async def test_an_agent_has_so_many_at_once_that_an_answer_can_hold_them(
+        self, harness: Harness, job: JobId
+    ) -> None:
+        """Each may name a megabyte of paths; an answer that is too large for the agent would be its last."""
+        for number in range(20):
+            await ask(harness, job, f"output/{number}.csv")
+        held = await harness.claim(slots=0)
+        assert [task.attempt for task in held] == list(range(1, 17))
+        assert await harness.claim(slots=0, holding=held) == ()
+        assert len(await harness.claim(slots=0)) == 16, "a restarted agent gets the same"
+        async with listening(harness):
+            waiting = asyncio.create_task(harness.claim(slots=0, holding=held[1:], wait=30))
+            await harness.waiter_arrives()
+            await answer(harness, held[0])
+            assert [task.attempt for task in await waiting] == [17]
+
     async def test_it_wakes_an_agent_that_waits(self, harness: Harness, job: JobId) -> None:
         async with listening(harness):
             waiting = asyncio.create_task(harness.claim(slots=0, wait=30))
