@@ -96,6 +96,8 @@ class Loop:
         self._renew = asyncio.Event()
         self._slots_offered = 0
         self._has_room = True
+        self._crowded = False
+        """Whether the newest answer had more jobs in it than there were slots."""
         self._barren = 0
         self._welcome: Welcome | None = None
         self.vitals = Vitals(declaration.egress)
@@ -180,27 +182,33 @@ class Loop:
 
     def _on_idle(self) -> None:
         """A slot is free. An open claim that already offers one need not be disturbed: it answers when it can."""
-        if self._slots_offered == 0:
+        if self._slots_offered == 0 or self._crowded:
             self._renew.set()
 
     async def _declare(self) -> None:
         self._welcome = await self._tools.client.declare(self._declaration)
         _log.info("declared to the controller", server_time=self._welcome.server_time)
 
+    def _busy(self) -> int:
+        return sum(1 for job in self._jobs.values() if job.working and job.intent is not Intent.CANCEL)
+
+    def _free_slots(self) -> int:
+        """How many jobs may be taken up now; fewer than none are there where the setting was lowered meanwhile."""
+        return max(0, self._tools.settings.slots - self._busy()) if self._has_room else 0
+
     def _compose(self) -> ClaimRequest:
         settings, welcome = self._tools.settings, self._welcome
         wait = settings.poll_seconds
         if welcome is not None:
             wait = max(0.0, min(wait, welcome.poll_seconds, welcome.lease_seconds / 3))
-        busy = sum(1 for job in self._jobs.values() if job.working and job.intent is not Intent.CANCEL)
         dropped = {offer.id for job in self._jobs.values() if job.intent is Intent.DROP for offer in job.offers}
         return ClaimRequest(
             agent=settings.agent_id,
-            slots=max(0, settings.slots - busy) if self._has_room else 0,
+            slots=self._free_slots(),
             wait=wait,
             holding=tuple(held for task_id, held in self._held.items() if task_id not in dropped),
             metrics=self.vitals.tell(
-                busy=busy,
+                busy=self._busy(),
                 running=sum(job.executing for job in self._jobs.values()),
                 reports=self._tools.reports.queued,
                 free=self._tools.disk.free_ratio,
@@ -242,13 +250,18 @@ class Loop:
         """Take up new tasks and give up revoked ones; False if there was nothing of either.
 
         Cancels first: the task that a cancel is about may be among the revoked, and is the cancel's to end.
+        Jobs beyond the free slots are left: not held, they are offered again.
         """
-        news = False
+        news, left = False, 0
         for offer in sorted(response.tasks, key=lambda offer: offer.type != CANCEL):
             if offer.id in self._held:
                 continue
+            if offer.type == RUN and self._free_slots() == 0:
+                left += 1
+                continue
             news = True
             await self._take_up(offer)
+        self._note_crowd(left)
         for task_id in response.revoked:
             if (check := self._checks.get(task_id)) is not None:
                 news |= check.revoke()
@@ -262,6 +275,15 @@ class Loop:
             news = True
             job.request(Intent.DROP)
         return news
+
+    def _note_crowd(self, left: int) -> None:
+        """Keep in mind whether jobs were left; said once, however often they are offered meanwhile."""
+        if left and not self._crowded:
+            slots = self._tools.settings.slots
+            _log.warning("more jobs are offered than slots are free", left=left, slots=slots, setting="RAP_AGENT_SLOTS")
+        self._crowded = left > 0
+        if left and self._free_slots() > 0:  # one became free while others were taken up
+            self._renew.set()
 
     async def _take_up(self, offer: TaskOffer) -> None:
         """Hold a task, on disk first, and start to work on it."""

@@ -179,7 +179,7 @@ def read(environ: Environ) -> Settings:
         dummy_data=dummy_data,
         db_env={} if dummy_data else _db_env(environ),
         log_level=environ.choice("LOGLEVEL", "info", LEVELS),
-        log_format=environ.choice("RAP_LOG_FORMAT", "json", FORMATS),
+        log_format=environ.choice("RAP_LOG_FORMAT", "auto", FORMATS),
         on_loss=environ.converted("RAP_ON_LOSS", None, _on_loss),
         exit_mode=environ.choice("RAP_AGENT_EXIT", LEAVE, (LEAVE, HAND_BACK)),
     )

@@ -5,7 +5,8 @@ flag, and so do operators' commands.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -26,6 +27,8 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=90, connect=10)
 """Seconds for one try. A create fetches the repository before it answers."""
 _READ_TIMEOUT: Final = aiohttp.ClientTimeout(total=15, connect=10)
 """The same for what only reads: a controller that hangs is not waited for much longer than `retry_for`."""
+_STREAM_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=45)
+"""For what goes on: a controller sends something every 15 seconds."""
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 
@@ -47,6 +50,10 @@ class _Hiccup:
     """Seconds that the controller asked us to wait."""
 
 
+class Interrupted(Exception):
+    """A stream could not begin or broke off; that may pass."""
+
+
 class Client:
     """A session with one controller; an async context manager.
 
@@ -61,8 +68,8 @@ class Client:
         if not token.isascii() or not token.isprintable():
             raise Problem("the token has characters that cannot be sent (check --token or RAP_TOKEN)")
         self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
-        self._retry_for = retry_for
         self.clock: Clock = clock or SystemClock()
+        self.retry_for = retry_for
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -112,7 +119,7 @@ class Client:
         :raises Refused: any other answer above 299.
         :raises Problem: no usable answer within the time.
         """
-        deadline = self.clock.monotonic() + self._retry_for
+        deadline = self.clock.monotonic() + self.retry_for
         pause = _FIRST_PAUSE
         while True:
             outcome = await self._try(method, path, body, query)
@@ -120,7 +127,7 @@ class Client:
                 return outcome
             wait = max(pause * random.uniform(0.5, 1.0), outcome.retry_after)  # noqa: S311  jitter, not a secret
             if self.clock.monotonic() + wait > deadline:
-                raise Problem(f"{outcome.reason}; gave up after trying for {self._retry_for:g} s")
+                raise Problem(f"{outcome.reason}; gave up after trying for {self.retry_for:g} s")
             await self.clock.sleep(wait)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -140,16 +147,45 @@ class Client:
             ) as response:
                 text = await response.read()
                 return _judge(self.url, response.status, response.headers, text)
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-            raise Problem(f"no secure connection to {self.url}: {error}") from error
-        except aiohttp.ClientConnectorError as error:
-            return _Hiccup(reason=f"no controller answers at {self.url} ({error.strerror or error})")
-        except TimeoutError as error:
-            why = str(error) or f"no answer within {timeout.total:g} s"
-            return _Hiccup(reason=f"the connection to {self.url} failed ({why})")
         except (aiohttp.ClientError, OSError) as error:
-            why = str(error) or type(error).__name__
-            return _Hiccup(reason=f"the connection to {self.url} failed ({why})")
+            return _hiccup(self.url, error, timeout.total)
+
+    @asynccontextmanager
+    async def stream(self, *path: str, place: str | None, **query: str | None) -> AsyncIterator[aiohttp.StreamReader]:
+        """One answer of the native API that goes on: server-sent events. `cli.stream` takes them apart.
+
+        :param place: where an earlier one ended.
+        :raises Interrupted: it could not begin, or broke off, and may be asked for again.
+        :raises Refused: it cannot be.
+        """
+        if self._session is None:
+            raise RuntimeError("the client is used outside of its `async with`")
+        given = {name: value for name, value in query.items() if value is not None}
+        url = URL(self.url + _native(path), encoded=True).with_query(given)
+        headers = {"Accept": "text/event-stream"} | ({} if place is None else {"Last-Event-ID": place})
+        try:
+            async with self._session.get(
+                url, headers=headers, allow_redirects=False, timeout=_STREAM_TIMEOUT
+            ) as response:
+                if response.status != 200 or response.content_type != "text/event-stream":
+                    said = _judge(self.url, response.status, response.headers, await response.read())
+                    raise Interrupted(said.reason if isinstance(said, _Hiccup) else f"{self.url} sends no events")
+                yield response.content
+        except (aiohttp.ClientError, OSError) as error:
+            raise Interrupted(_hiccup(self.url, error, _STREAM_TIMEOUT.sock_read).reason) from error
+
+
+def _hiccup(url: str, error: aiohttp.ClientError | OSError, seconds: float | None) -> _Hiccup:
+    """What it means that a call failed on its way.
+
+    :raises Problem: trying again would not help.
+    """
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        raise Problem(f"no secure connection to {url}: {error}") from error
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _Hiccup(reason=f"no controller answers at {url} ({error.strerror or error})")
+    why = str(error) or (f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else type(error).__name__)
+    return _Hiccup(reason=f"the connection to {url} failed ({why})")
 
 
 def _native(parts: Sequence[str]) -> str:

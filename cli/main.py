@@ -27,10 +27,12 @@ class Lazy:
 USING: Final[Mapping[str, Lazy]] = {
     "submit": Lazy("cli.commands.submit:submit", "Ask for actions of a repository to be run."),
     "status": Lazy("cli.commands.status:status", "Show a RAP and its jobs."),
+    "watch": Lazy("cli.commands.watch:watch", "Print what happens, as it happens."),
     "list": Lazy("cli.commands.list:list_raps", "List RAPs, newest first."),
     "jobs": Lazy("cli.commands.jobs:jobs", "List jobs of all RAPs."),
     "logs": Lazy("cli.commands.logs:logs", "Print a job's log."),
     "history": Lazy("cli.commands.history:history", "Print everything that happened to a job."),
+    "trace": Lazy("cli.commands.trace:trace", "Draw what a RAP's jobs waited for, and where they ran."),
     "cancel": Lazy("cli.commands.cancel:cancel", "Cancel a RAP's jobs."),
     "backends": Lazy("cli.commands.backends:backends", "List backends and their agents."),
     "agents": Lazy("cli.commands.agents:agents", "List agents: what they run, and who is silent."),

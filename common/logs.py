@@ -21,7 +21,8 @@ import structlog
 from common import tokens
 
 LEVELS: Final = ("debug", "info", "warning", "error")
-FORMATS: Final = ("json", "console")
+FORMATS: Final = ("auto", "json", "console")
+"""`auto`: readable on a terminal, JSON elsewhere."""
 
 MASK: Final = "[redacted]"
 _SECRET_KEY: Final = re.compile(r"token|password|secret|authorization|database_url|licen[cs]e|dsn", re.IGNORECASE)
@@ -85,11 +86,15 @@ class Redactor:
     def _mask(self, text: str) -> str:
         if self._known is not None:
             text = self._known.sub(MASK, text)
-        text = tokens.FORM.sub(MASK, text)
-        text = _HEADER.sub(rf"\1\2{MASK}", text)
-        text = _BEARER.sub(rf"\1{MASK}", text)
-        text = _PARAMETER.sub(rf"\1{MASK}", text)
-        return _URL_PASSWORD.sub(rf"\1{MASK}", text)
+        # Most values are a word: each pattern is tried only where what it cannot do without is there.
+        if tokens.PREFIX in text:
+            text = tokens.FORM.sub(MASK, text)
+        if " " in text or ":" in text or "=" in text or "," in text:
+            text = _HEADER.sub(rf"\1\2{MASK}", text)
+            text = _BEARER.sub(rf"\1{MASK}", text)
+        if "=" in text:
+            text = _PARAMETER.sub(rf"\1{MASK}", text)
+        return _URL_PASSWORD.sub(rf"\1{MASK}", text) if "://" in text else text
 
     def _value(self, key: str, value: Any, depth: int) -> Any:
         if isinstance(value, str):
@@ -147,7 +152,7 @@ def configure(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder(), *shared],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _bounded(_renderer(form, colours=stream.isatty())),
+                _bounded(_renderer(form, terminal=stream.isatty())),
             ],
         )
     )
@@ -174,9 +179,9 @@ def _without_quotation(record: logging.LogRecord) -> bool:
     return True
 
 
-def _renderer(form: str, *, colours: bool) -> structlog.typing.Processor:
-    if form == "console":
-        return structlog.dev.ConsoleRenderer(colors=colours)
+def _renderer(form: str, *, terminal: bool) -> structlog.typing.Processor:
+    if form == "console" or (form == "auto" and terminal):
+        return structlog.dev.ConsoleRenderer(colors=terminal)
     return structlog.processors.JSONRenderer(serializer=_to_json)
 
 

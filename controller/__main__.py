@@ -55,14 +55,18 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
             task.add_done_callback(reloads.discard)
 
         loop.add_signal_handler(signal.SIGHUP, reload)
-        runner = make_runner(made.app)
+        runner, metrics = make_runner(made.app), make_runner(made.metrics)
         await runner.setup()
         try:
+            if settings.metrics_listen is not None:
+                await metrics.setup()
+                await web.TCPSite(metrics, *settings.metrics_listen, reuse_address=True).start()
             site = web.TCPSite(runner, settings.listen_host, settings.listen_port, reuse_address=True)
             await site.start()
             log.info(
                 "controller_ready",
                 listen=[f"{host}:{port}" for host, port, *_ in runner.addresses],
+                metrics=[f"{host}:{port}" for host, port, *_ in metrics.addresses],
                 backends=[backend.slug for backend in settings.backends],
                 version=settings.version,
             )
@@ -70,6 +74,7 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> None:
             log.info("controller_stopping")
         finally:
             await runner.cleanup()
+            await metrics.cleanup()
 
 
 async def reload_weights(settings: Settings, engine: Engine) -> None:

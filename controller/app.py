@@ -12,16 +12,21 @@ from datetime import timedelta
 import aiohttp
 from aiohttp import web
 from attrs import frozen
+from opentelemetry.trace import Tracer
 
 from common.clock import Clock
+from common.loop_lag import LoopLag
+from controller.broadcaster import Broadcaster
 from controller.core.checks import definitions
 from controller.core.definition import Terms
 from controller.core.model import Principal, Verb
+from controller.core.observer import UNOBSERVED, Observer
 from controller.core.schedule import Limits
 from controller.dialects.agents import routes as agents
 from controller.dialects.native import routes as native
 from controller.dialects.rap import routes as rap
 from controller.dialects.tasks import routes as tasks
+from controller.dialects.ui import routes as ui
 from controller.engine.context import BackendTerms, Context, Sources
 from controller.engine.facade import Engine
 from controller.loops import Loop, Pruner, Scheduler, Services
@@ -30,15 +35,24 @@ from controller.sources.git import Git
 from controller.sources.images import ImageDigests
 from controller.sources.project_file import ProjectFiles
 from controller.sources.reusable import ReusableActions
-from controller.store import backends, tokens
+from controller.store import backends, events, queries, tokens
 from controller.store.db import Database
 from controller.store.listen import Listener, Wakeups
+from controller.telemetry.counts import TelemetryCounts
+from controller.telemetry.metrics import Metrics
+from controller.telemetry.metrics_moments import Moments
+from controller.telemetry.metrics_moments import Sources as Measured
+from controller.telemetry.metrics_page import MetricsPage
+from controller.telemetry.tracing import tracing
 from controller.web import health, middleware
 from controller.web.auth import Tokens
-from controller.web.keys import CLOCK, ENGINE, TOKENS
+from controller.web.keys import CLOCK, ENGINE, OBSERVER, TOKENS, TRACER
 
 _DRAIN_SECONDS = 10.0
 """How long requests under way get to finish at shutdown; long-polls are answered at once."""
+
+_MOST_HEADER = 32 * 1024
+"""Bytes of one header. Proxies on the way to us may add to `tracestate`, which nobody's request should fail for."""
 
 _USES = frozenset({Verb.READ, Verb.RUN})
 _OPERATES = _USES | {Verb.MANAGE}
@@ -50,6 +64,8 @@ class Controller:
 
     app: web.Application
     engine: Engine
+    metrics: web.Application
+    """What `RAP_METRICS_LISTEN` serves, if it is set."""
 
 
 @asynccontextmanager
@@ -68,19 +84,30 @@ async def controller(
     :raises SchemaError: it has not the schema that this program knows.
     """
     wakeups = Wakeups()
-    db = Database(settings.database_url, pool_size=settings.pool_size)
+    metrics = _metrics(settings)
+    db = Database(settings.database_url, pool_size=settings.pool_size, observer=metrics)
     await db.open()
     try:
         async with aiohttp.ClientSession() as session:
             sources = _sources(settings, clock, environ, session, remote_for)
-            engine = Engine(_context(settings, clock, db, wakeups, sources))
+            engine = Engine(_context(settings, clock, db, wakeups, sources, metrics))
             await engine.check()
             async with db.connection() as tx:
                 await backends.ensure.run(tx, slugs=[b.slug for b in settings.backends], now=clock.now())
-            services = _services(settings, clock, engine, wakeups)
+            listener = _listener(settings, clock, engine, wakeups)
+            counts = TelemetryCounts()
+            traced = tracing(settings.traces, version=settings.version, engine=engine, clock=clock, counts=counts)
+            await traced.begin()
+            page = _metrics_page(settings, clock, metrics, engine, db, wakeups, listener, counts)
+            lag = LoopLag(clock, lambda seconds: metrics.lagged(seconds=seconds))
+            loops = [*_loops(settings, clock, engine, wakeups, traced.tracer), *traced.exporters]
+            services = Services([listener, lag, *loops])
             services.start()
             try:
-                yield Controller(app=make_app(settings, clock, engine), engine=engine)
+                app = make_app(settings, clock, engine, metrics)
+                app[TRACER] = traced.tracer
+                page.add_to(app)
+                yield Controller(app=app, engine=engine, metrics=page.make_app(clock))
             finally:
                 engine.close()
                 await services.stop()
@@ -89,9 +116,10 @@ async def controller(
         await db.close()
 
 
-def make_app(settings: Settings, clock: Clock, engine: Engine) -> web.Application:
+def make_app(settings: Settings, clock: Clock, engine: Engine, observer: Observer = UNOBSERVED) -> web.Application:
     """Every dialect over one engine."""
     app = web.Application(client_max_size=settings.max_body)
+    app[OBSERVER] = observer
     app[ENGINE] = engine
     app[TOKENS] = _tokens(settings, engine)
     app[CLOCK] = clock
@@ -100,6 +128,7 @@ def make_app(settings: Settings, clock: Clock, engine: Engine) -> web.Applicatio
     app.add_subapp("/controller/v1", rap.make_app())
     app.add_subapp("/agent/v1", agents.make_app())
     app.add_subapp("/api", native.make_app())
+    ui.add_to(app)
     tasks.add_to(app)
 
     async def release_waiters(_: web.Application) -> None:
@@ -115,7 +144,13 @@ def make_runner(app: web.Application) -> web.AppRunner:
     A client that goes away takes its request along: the handler is cancelled and its transaction rolled back. So no
     long-poll claims a task for an agent that is gone, and no RAP is made for a portal that has given up on it.
     """
-    return web.AppRunner(app, access_log=None, shutdown_timeout=_DRAIN_SECONDS, handler_cancellation=True)
+    return web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=_DRAIN_SECONDS,
+        handler_cancellation=True,
+        max_field_size=_MOST_HEADER,
+    )
 
 
 def _sources(
@@ -145,7 +180,43 @@ def _sources(
     )
 
 
-def _context(settings: Settings, clock: Clock, db: Database, wakeups: Wakeups, sources: Sources) -> Context:
+def _metrics(settings: Settings) -> Metrics:
+    return Metrics(
+        backends=[backend.slug for backend in settings.backends],
+        queries={query.sql: query.full_name for query in queries.ALL},
+        version=settings.version,
+    )
+
+
+def _metrics_page(
+    settings: Settings,
+    clock: Clock,
+    metrics: Metrics,
+    engine: Engine,
+    db: Database,
+    wakeups: Wakeups,
+    listener: Listener,
+    counts: TelemetryCounts,
+) -> MetricsPage:
+    sources = Measured(
+        gauge=engine.gauge,
+        pool=lambda: db.pool,
+        wakeups=wakeups,
+        tasks_channel=backends.TASKS_CHANNEL,
+        listening=lambda: listener.connected,
+        counts=counts,
+    )
+    return MetricsPage(
+        metrics.registry,
+        Moments(sources, clock),
+        token=settings.metrics_token,
+        backends=[backend.slug for backend in settings.backends],
+    )
+
+
+def _context(
+    settings: Settings, clock: Clock, db: Database, wakeups: Wakeups, sources: Sources, observer: Observer
+) -> Context:
     return Context(
         db=db,
         clock=clock,
@@ -158,6 +229,7 @@ def _context(settings: Settings, clock: Clock, db: Database, wakeups: Wakeups, s
         poll_seconds=settings.poll_seconds,
         log_bytes=settings.log_bytes,
         closing=asyncio.Event(),
+        observer=observer,
     )
 
 
@@ -205,35 +277,36 @@ def _principal(grants: Mapping[str, frozenset[Verb]]) -> Principal:
     return Principal(name=", ".join(parts), grants=grants)
 
 
-def _services(settings: Settings, clock: Clock, engine: Engine, wakeups: Wakeups) -> Services:
+def _listener(settings: Settings, clock: Clock, engine: Engine, wakeups: Wakeups) -> Listener:
     def heard(channel: str, payload: str) -> None:
         if channel == tokens.TOKENS_CHANNEL:
             engine.forget_tokens()
         else:
             wakeups.wake(channel, payload)
 
-    listener = Listener(
+    return Listener(
         settings.database_url,
-        (backends.TASKS_CHANNEL, backends.SCHEDULE_CHANNEL, tokens.TOKENS_CHANNEL),
+        (backends.TASKS_CHANNEL, backends.SCHEDULE_CHANNEL, events.EVENTS_CHANNEL, tokens.TOKENS_CHANNEL),
         clock,
         heard=heard,
         reconnected=engine.forget_tokens,  # it wakes everybody, too
     )
-    return Services(
-        listener,
-        [
-            Scheduler(
-                engine,
-                wakeups,
-                backend.slug,
-                clock=clock,
-                safety_seconds=settings.safety_seconds,
-                lease_seconds=settings.lease_seconds,
-            )
-            for backend in settings.backends
-        ]
-        + _pruners(settings, clock, engine),
-    )
+
+
+def _loops(settings: Settings, clock: Clock, engine: Engine, wakeups: Wakeups, tracer: Tracer) -> list[Loop]:
+    schedulers = [
+        Scheduler(
+            engine,
+            wakeups,
+            backend.slug,
+            clock=clock,
+            safety_seconds=settings.safety_seconds,
+            lease_seconds=settings.lease_seconds,
+            tracer=tracer,
+        )
+        for backend in settings.backends
+    ]
+    return [*schedulers, Broadcaster(engine, wakeups, clock=clock), *_pruners(settings, clock, engine)]
 
 
 def _pruners(settings: Settings, clock: Clock, engine: Engine) -> list[Loop]:

@@ -11,12 +11,14 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 import structlog
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from common.clock import Clock
 from controller.core.errors import Unavailable
 from controller.engine.facade import Engine
+from controller.engine.scheduling import Pass
 from controller.store.backends import SCHEDULE_CHANNEL
-from controller.store.listen import Listener, Wakeups
+from controller.store.listen import Wakeups
 
 T = TypeVar("T")
 
@@ -45,8 +47,10 @@ class Scheduler:
         clock: Clock,
         safety_seconds: float,
         lease_seconds: float,
+        tracer: Tracer | None = None,
     ) -> None:
         self._engine = engine
+        self._tracer = tracer or NoOpTracer()
         self._wakeups = wakeups
         self._backend = backend
         self._clock = clock
@@ -61,9 +65,18 @@ class Scheduler:
             while True:
                 await self._take_over()
                 woken.clear()
+                began = self._clock.now()
                 done = await self._safely(self._engine.schedule(self._backend))
                 if done is not None:
+                    self._tell(began, done)
                     await self._sleep(woken, done.next_at)
+
+    def _tell(self, began: datetime, done: Pass) -> None:
+        """A span of a pass, if it did anything: most find nothing to do."""
+        if done.moved:
+            said: dict[str, str | int] = {"loop": "scheduler", "rap.backend": self._backend, "job_count": done.moved}
+            span = self._tracer.start_span("LOOP", attributes=said, start_time=_ns(began))
+            span.end(_ns(self._clock.now()))
 
     async def _take_over(self) -> None:
         """Look for silent agents now and then: nobody tells when one falls silent.
@@ -101,6 +114,10 @@ class Scheduler:
                 await woken.wait()
         except TimeoutError:
             pass
+
+
+def _ns(at: datetime) -> int:
+    return int(at.timestamp() * 1_000_000) * 1000
 
 
 class Pruner:
@@ -143,8 +160,8 @@ class Loop(Protocol):
 class Services:
     """All loops of one controller process, started and stopped together."""
 
-    def __init__(self, listener: Listener, loops: Sequence[Loop]) -> None:
-        self._runs = [listener.run, *(loop.run for loop in loops)]
+    def __init__(self, loops: Sequence[Loop]) -> None:
+        self._runs = [loop.run for loop in loops]
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

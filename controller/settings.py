@@ -4,6 +4,7 @@ Names that OpenSAFELY's controller uses for the same thing keep their name and m
 7.1). All of them are listed in docs/configuration.md, which a test compares with this module.
 """
 
+import ipaddress
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,11 @@ from controller.core.retry import DEFAULT as DEFAULT_RETRY
 from controller.core.retry import RetryPolicy
 from controller.core.weights import InvalidWeights, Weights
 from controller.core.weights import parse as parse_weights
+from controller.trace_settings import TraceSettings
+from controller.trace_settings import read as read_traces
 
+_SHORTEST_TOKEN: Final = 16
+"""Characters of a token for the metrics."""
 _SLUG: Final = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 _DAY: Final = 24 * 3600.0
 _CHECKED: Final = "tpp"
@@ -73,6 +78,10 @@ class Settings:
 
     listen_host: str
     listen_port: int
+    metrics_listen: tuple[str, int] | None
+    """Host and port where only the metrics are served, besides; None: nowhere."""
+    metrics_token: str | None = field(repr=False)
+    """What a scraper shows; None: only operators' tokens open the metrics."""
     database_url: str = field(repr=False)
     backends: tuple[BackendSettings, ...]
     checks: CheckSettings
@@ -112,12 +121,20 @@ class Settings:
     log_format: str
     log_bytes: int
     """The most that is stored of one job's log."""
+    traces: TraceSettings = field(factory=TraceSettings)
+    """Where spans go."""
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every value that must never be seen in a log."""
         tokens = [token for b in self.backends for token in (*b.client_tokens, *b.operator_tokens, b.agent_token)]
-        others = [self.private_repo_access_token, self.stata_license, _password(self.database_url)]
+        others = [
+            self.private_repo_access_token,
+            self.stata_license,
+            self.metrics_token,
+            *self.traces.headers.values(),
+            _password(self.database_url),
+        ]
         return tuple(secret for secret in (*tokens, *others) if secret)
 
 
@@ -147,9 +164,12 @@ def read(environ: Environ) -> Settings:
     """Ask `environ` for every setting; faults stay in it until its `finish`."""
     host, port = environ.converted("RAP_LISTEN", ("0.0.0.0", 8000), _listen)  # noqa: S104  meant for a proxy's use
     backends = _backends(environ)
+    metrics_listen, metrics_token = _metrics(environ)
     return Settings(
         listen_host=host,
         listen_port=port,
+        metrics_listen=metrics_listen,
+        metrics_token=metrics_token,
         database_url=_database_url(environ),
         backends=backends,
         checks=_checks(environ, [backend.slug for backend in backends]),
@@ -177,8 +197,9 @@ def read(environ: Environ) -> Settings:
         ehrql_max_join_count=environ.converted("WORKSPACE_EHRQL_MAX_JOIN_COUNT", {}, _join_counts),
         event_level_projects=environ.words("RAP_EVENT_LEVEL_PROJECTS"),
         log_level=environ.choice("LOGLEVEL", "info", LEVELS),
-        log_format=environ.choice("RAP_LOG_FORMAT", "json", FORMATS),
+        log_format=environ.choice("RAP_LOG_FORMAT", "auto", FORMATS),
         log_bytes=environ.integer("RAP_LOG_BYTES", 1024**2),
+        traces=read_traces(environ),
     )
 
 
@@ -341,6 +362,29 @@ def _listen(raw: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError("is not host:port")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _metrics(environ: Environ) -> tuple[tuple[str, int] | None, str | None]:
+    """Without a token only this machine may read them."""
+    name = "RAP_METRICS_LISTEN"
+    listen: tuple[str, int] | None = environ.converted(name, None, _listen)
+    token: str | None = environ.converted("RAP_METRICS_TOKEN", None, _scrape_token, secret=True)
+    if listen is not None and token is None and not _is_loopback(listen[0]):
+        environ.fault(name, "is an address that others reach: set RAP_METRICS_TOKEN, too, or listen at 127.0.0.1")
+    return listen, token
+
+
+def _scrape_token(raw: str) -> str:
+    if len(_sendable(raw)) < _SHORTEST_TOKEN or raw != raw.strip():
+        raise ValueError(f"has fewer than {_SHORTEST_TOKEN} characters, or blanks around it")
+    return raw
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _retention(raw: str) -> float:

@@ -29,6 +29,7 @@ _TOGETHER = {
     "test_hostile_slurm.py": "slurm",
     "test_hostile_docker.py": "docker",
     "test_hostile_podman.py": "podman",
+    "test_container_calls.py": "podman",
     "test_hostile_sandbox.py": "hostile",
 }
 """Files whose tests run one after the other in one worker: they share an engine or a cluster, or use the machine up."""

@@ -22,14 +22,31 @@ _STATES: Final = ("active", "pending", "running", "succeeded", "failed")
 @click.option("--backend", help="Only jobs of this backend.")
 @click.option("--workspace", help="Only jobs of this workspace.")
 @click.option("--code", help="Only jobs with this status code, such as waiting_on_workers.")
+@click.option("--by", "created_by", metavar="USER", help="Only jobs that were asked for by this user.")
+@click.option("--search", metavar="TEXT", help="Only jobs with this text in their ids, workspace or action.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
 @connection.options
 def jobs(
-    *, state: str | None, backend: str | None, workspace: str | None, code: str | None, limit: int, **options: Any
+    *,
+    state: str | None,
+    backend: str | None,
+    workspace: str | None,
+    code: str | None,
+    created_by: str | None,
+    search: str | None,
+    limit: int,
+    **options: Any,
 ) -> None:
     """List jobs: those that are not finished oldest first, as they queue; else newest first."""
     connected = connection.connect(**options)
-    filters = {"state": state, "backend": backend, "workspace": workspace, "code": code}
+    filters = {
+        "state": state,
+        "backend": backend,
+        "workspace": workspace,
+        "code": code,
+        "created_by": created_by,
+        "search": search,
+    }
     document = connection.run(_read(connected, limit, filters))
     if connected.json:
         connection.print_json(document)

@@ -19,12 +19,29 @@ _PAGE = 200
 @click.option("--workspace", help="Only RAPs of this workspace.")
 @click.option("--active", "state", flag_value="active", default=None, help="Only RAPs that have not ended.")
 @click.option("--finished", "state", flag_value="finished", help="Only RAPs that have ended.")
+@click.option("--by", "created_by", metavar="USER", help="Only RAPs that were asked for by this user.")
+@click.option("--search", metavar="TEXT", help="Only RAPs with this text in their ids, names or actions.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="At most so many.")
 @connection.options
-def list_raps(*, backend: str | None, workspace: str | None, state: str | None, limit: int, **options: Any) -> None:
+def list_raps(
+    *,
+    backend: str | None,
+    workspace: str | None,
+    state: str | None,
+    created_by: str | None,
+    search: str | None,
+    limit: int,
+    **options: Any,
+) -> None:
     """List RAPs, newest first."""
     connected = connection.connect(**options)
-    filters = {"backend": backend, "workspace": workspace, "state": state}
+    filters = {
+        "backend": backend,
+        "workspace": workspace,
+        "state": state,
+        "created_by": created_by,
+        "search": search,
+    }
     document = connection.run(_read(connected, limit, filters))
     if connected.json:
         connection.print_json(document)

@@ -87,6 +87,7 @@ def _greet(stack: Running) -> None:
         f"  data      {stack.info.data_dir}",
         f"  outputs   {stack.place.workspaces}",
         "  try       rap submit PATH/TO/STUDY --wait     (another terminal)",
+        f"  dashboard {stack.info.controller_url}/ui/     (token: client_token in {stack.place.ready_file})",
         f"  API docs  {stack.info.controller_url}/controller/v1/docs/",
         "",
     ):

@@ -23,8 +23,6 @@ async def check(environ: Mapping[str, str] = os.environ) -> list[Finding]:
     return [
         findings.ok("agent_settings", f"The settings of an agent for {found.backend} are complete."),
         findings.disk("agent_disk", "the agent's WORKDIR", found.work_dir),
-        findings.disk(
-            "storage_disk", "HIGH_PRIVACY_STORAGE_BASE", found.high_privacy_dir, reserve=found.disk_reserve
-        ),
+        findings.disk("storage_disk", "HIGH_PRIVACY_STORAGE_BASE", found.high_privacy_dir, reserve=found.disk_reserve),
         *await controller.check_health(found.controller_url),
     ]

@@ -185,7 +185,7 @@ class Task:
 
 
 class Verb(enum.StrEnum):
-    """What a principal may do (brief section 11)."""
+    """What a principal may do: docs/security.md has the table."""
 
     READ = "read"
     RUN = "run"

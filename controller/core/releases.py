@@ -1,7 +1,6 @@
 """Outputs that leave once a person has released them: what was asked of an agent, and what its answer comes to.
 
-The controller decides nothing about a file: it asks, and believes what the agents of the backend answer (brief
-section 9).
+The controller decides nothing about a file: it asks, and believes what the agents of the backend answer.
 """
 
 import enum

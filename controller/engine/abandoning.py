@@ -12,14 +12,16 @@ import structlog
 from attrs import frozen
 
 from common.protocol import OnLoss
+from controller.core import happenings
 from controller.core.errors import Conflict, NotFound
+from controller.core.happenings import AgentNews
 from controller.core.machine import Move
 from controller.core.model import JobId, Principal
 from controller.core.outcome import after_loss
 from controller.engine import moves
 from controller.engine.admission import admit_operator
 from controller.engine.context import Context
-from controller.store import backends, jobs, tasks
+from controller.store import backends, events, jobs, tasks
 from controller.store.queries import Tx
 from controller.store.tasks import AbandonedRow
 
@@ -53,7 +55,9 @@ async def take_over(ctx: Context, backend: str) -> int:
         if not found:
             return 0
         made = await _take_away(ctx, tx, backend, found, {row.agent: "fell silent" for row in found}, now)
-    log.warning("agents_silent", backend=backend, agents=sorted({row.agent for row in found}), jobs=len(found))
+        silent = sorted({row.agent for row in found})
+        await events.record(tx, backend, [happenings.of_agent(each, AgentNews.SILENT, now) for each in silent])
+    log.warning("agents_silent", backend=backend, agents=silent, jobs=len(found))
     moves.announce(ctx, made)
     return len(made)
 
@@ -88,6 +92,7 @@ async def forget_agent(ctx: Context, principal: Principal, backend: str, agent: 
         if await tasks.hand_over_releases.all(tx, backend=backend, now=now, gone=agent):
             await backends.notify.run(tx, channel=backends.TASKS_CHANNEL, backend=backend)
         await backends.forget_agent.run(tx, backend=backend, id=agent)
+        await events.record(tx, backend, [happenings.of_agent(agent, AgentNews.FORGOTTEN, now)])
     log.warning("agent_forgotten", backend=backend, agent=agent, jobs=len(made), principal=principal.name)
     moves.announce(ctx, made)
     return Forgotten(backend=backend, agent=agent, jobs=tuple(move.job.id for move in made), stops=len(stops))

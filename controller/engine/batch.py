@@ -63,6 +63,14 @@ class JobInBatch:
         return self.current != self.job
 
     @property
+    def measured(self) -> bool:
+        """Whether its newest attempt told something new of what it uses."""
+        current = self.current
+        return bool(current.metrics) and (
+            current.metrics != self.job.metrics or current.progress.attempt != self.job.progress.attempt
+        )
+
+    @property
     def move(self) -> Move:
         """What is to be written of it."""
         return Move(job=self.job, transitions=self.transitions, metrics=self.current.metrics)

@@ -19,12 +19,14 @@ from common.protocol import (
     TaskOffer,
     Welcome,
 )
+from controller.core import happenings
 from controller.core.codes import StatusCode
+from controller.core.happenings import AgentNews
 from controller.core.machine import Reset
 from controller.core.model import JobId, Task
 from controller.engine import moves
 from controller.engine.context import Context
-from controller.store import backends, jobs, tasks
+from controller.store import backends, events, jobs, tasks
 
 
 async def declare_agent(ctx: Context, backend: str, agent: str, declaration: Declaration) -> Welcome:
@@ -33,7 +35,7 @@ async def declare_agent(ctx: Context, backend: str, agent: str, declaration: Dec
     async with ctx.db.transaction() as tx:
         # In the order of a claim: one of an earlier start of this agent may still be under way.
         await backends.see.run(tx, backend=backend, now=now)
-        await backends.declare_agent.run(
+        news = await backends.declare_agent.one(
             tx,
             backend=backend,
             id=agent,
@@ -43,7 +45,10 @@ async def declare_agent(ctx: Context, backend: str, agent: str, declaration: Dec
             egress=attrs.asdict(declaration.egress),
             on_loss=declaration.on_loss,
             now=now,
+            alive_since=now - timedelta(seconds=ctx.lease_seconds),
         )
+        if news:
+            await events.record(tx, backend, [happenings.of_agent(agent, AgentNews.DECLARED, now)])
     return Welcome(lease_seconds=ctx.lease_seconds, poll_seconds=ctx.poll_seconds, server_time=now.isoformat())
 
 
@@ -82,7 +87,9 @@ async def _look(ctx: Context, backend: str, request: ClaimRequest) -> ClaimRespo
     holding = [held.task_id for held in request.holding]
     async with ctx.db.transaction() as tx:
         await backends.see.run(tx, backend=backend, now=now)
-        undeclared = await backends.see_agent.one(tx, backend=backend, id=request.agent, slots=request.slots, now=now)
+        undeclared = await backends.see_agent.one(
+            tx, backend=backend, id=request.agent, slots=request.slots, now=now, metrics=request.metrics
+        )
         revoked: list[str] = []
         if holding:
             await tasks.renew.run(tx, backend=backend, agent=request.agent, holding=holding, lease=lease)

@@ -16,6 +16,7 @@ from controller.core.resources import JobLimits
 from controller.core.retry import RetryPolicy
 from controller.core.schedule import Limits
 from controller.core.weights import Weights
+from controller.engine.broadcast import Broadcast
 from controller.engine.known_tokens import KnownTokens
 from controller.sources.git import Git
 from controller.sources.images import ImageDigests
@@ -81,3 +82,5 @@ class Context:
     after the poll that replaced it found nothing. A lock lives as long as somebody polls."""
     known_tokens: KnownTokens = field(factory=KnownTokens, repr=False)
     """What the database said of tokens a moment ago."""
+    broadcast: Broadcast = field(factory=Broadcast, repr=False)
+    """What happened a moment ago, for those who follow it."""

@@ -9,6 +9,7 @@ import attrs
 import structlog
 
 from common import tracing
+from controller.core import happenings
 from controller.core.errors import BackendNotAllowed, Conflict, NotFound, Rejected, Unavailable
 from controller.core.machine import created
 from controller.core.model import Principal, RapId, RapRequest, Verb
@@ -28,7 +29,7 @@ from controller.core.storable import is_storable
 from controller.engine.capacity import effective, limits_of
 from controller.engine.context import Context
 from controller.engine.results import Created, NoChange, NothingToDo
-from controller.store import backends, jobs, raps
+from controller.store import backends, events, jobs, raps
 from controller.store.db import TakenBack
 from controller.store.queries import Tx
 
@@ -79,9 +80,9 @@ async def _attempt(ctx: Context, request: RapRequest, project: Project) -> Creat
     reusable = await ctx.sources.reusable.resolve(draft.reusable)
     check_codelists(draft, request)
     draft = with_reusable_actions(draft, reusable)
-    terms = ctx.backends[request.backend]
-    check_weights(draft, limits, configured=terms.limits)
-    check_resources(draft, ordinary=terms.terms.ordinary, most=terms.most)
+    backend = ctx.backends[request.backend]
+    check_weights(draft, limits, configured=backend.limits)
+    check_resources(draft, ordinary=backend.terms.ordinary, most=backend.most)
     digests = await _digests(ctx, draft)
     try:
         async with ctx.db.transaction() as tx:
@@ -121,15 +122,16 @@ async def _store(
         raise TakenBack(None)
     check_codelists(final, request)
     final = with_reusable_actions(final, reusable)
-    terms = ctx.backends[request.backend]
-    check_weights(final, effective(terms.limits, locked), configured=terms.limits)
-    check_resources(final, ordinary=terms.terms.ordinary, most=terms.most)
+    backend = ctx.backends[request.backend]
+    check_weights(final, effective(backend.limits, locked), configured=backend.limits)
+    check_resources(final, ordinary=backend.terms.ordinary, most=backend.most)
     planned = [
         attrs.evolve(job, spec=attrs.evolve(job.spec, image_sha=digests.get(_image(job.spec.run_command))))
         for job in final.jobs
     ]
     await jobs.insert(tx, planned, created(now))
     await backends.notify.run(tx, channel=backends.SCHEDULE_CHANNEL, backend=request.backend)
+    await events.record(tx, request.backend, [happenings.of_rap(request, len(planned), now)])
     return Created(rap_id=request.rap_id, count=len(planned))
 
 

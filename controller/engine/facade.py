@@ -32,25 +32,35 @@ from controller.engine import (
     claiming,
     creating,
     diagnosing,
+    following,
+    gauging,
     killing,
     listing,
+    measuring,
     operating,
     pruning,
+    queues,
     reading,
     releasing,
     reporting,
     retrying,
     scheduling,
+    sessions,
+    tails,
     tokens,
+    traces,
 )
 from controller.engine.abandoning import Forgotten
 from controller.engine.capacity import CapacitySet, CapacityView
 from controller.engine.context import Context
 from controller.engine.diagnosing import Diagnosis
+from controller.engine.following import Reader
 from controller.engine.killing import JobKilled
 from controller.engine.listing import JobPage
+from controller.engine.measuring import Series
 from controller.engine.operating import FlagsSet, FlagView, RebootPrepared, RebootStatus
 from controller.engine.pruning import Pruned
+from controller.engine.queues import QueueView
 from controller.engine.releasing import ReleaseAsked
 from controller.engine.results import (
     AgentView,
@@ -65,7 +75,10 @@ from controller.engine.results import (
     StatusReport,
 )
 from controller.engine.retrying import JobRetried
+from controller.engine.sessions import NewSession
+from controller.engine.tails import LogTail
 from controller.engine.tokens import TokenChange, TokenView
+from controller.engine.traces import Due, RapTrace
 from controller.store import schema
 
 
@@ -89,6 +102,10 @@ class Engine:
         """See `reading.status`."""
         return await reading.status(self._ctx, principal, rap_ids)
 
+    async def active_others(self, principal: Principal, asked: Sequence[RapId]) -> Sequence[RapId]:
+        """See `reading.active_others`."""
+        return await reading.active_others(self._ctx, principal, asked)
+
     async def backends(self, principal: Principal) -> Sequence[BackendView]:
         """See `reading.backend_views`."""
         return await reading.backend_views(self._ctx, principal)
@@ -102,10 +119,20 @@ class Engine:
         state: str | None,
         limit: int,
         cursor: str | None,
+        created_by: str | None = None,
+        search: str | None = None,
     ) -> Page:
         """See `listing.list_raps`."""
         return await listing.list_raps(
-            self._ctx, principal, backend=backend, workspace=workspace, state=state, limit=limit, cursor=cursor
+            self._ctx,
+            principal,
+            backend=backend,
+            workspace=workspace,
+            state=state,
+            limit=limit,
+            cursor=cursor,
+            created_by=created_by,
+            search=search,
         )
 
     async def rap_detail(self, principal: Principal, rap_id: RapId) -> RapDetail:
@@ -122,6 +149,18 @@ class Engine:
         """See `reading.job_log`."""
         return await reading.job_log(self._ctx, principal, job_id, attempt=attempt, offset=offset, limit=limit)
 
+    async def log_tail(self, principal: Principal, job_id: JobId, *, attempt: int | None, characters: int) -> LogTail:
+        """See `tails.log_tail`."""
+        return await tails.log_tail(self._ctx, principal, job_id, attempt=attempt, characters=characters)
+
+    async def queue(self, principal: Principal) -> Sequence[QueueView]:
+        """See `queues.queue`."""
+        return await queues.queue(self._ctx, principal)
+
+    async def rap_trace(self, principal: Principal, rap_id: RapId) -> RapTrace:
+        """See `traces.rap_trace`."""
+        return await traces.rap_trace(self._ctx, principal, rap_id)
+
     async def agents(self, principal: Principal) -> Sequence[AgentView]:
         """See `reading.agent_views`."""
         return await reading.agent_views(self._ctx, principal)
@@ -136,6 +175,8 @@ class Engine:
         code: str | None,
         limit: int,
         cursor: str | None,
+        created_by: str | None = None,
+        search: str | None = None,
     ) -> JobPage:
         """See `listing.list_jobs`."""
         return await listing.list_jobs(
@@ -147,7 +188,19 @@ class Engine:
             code=code,
             limit=limit,
             cursor=cursor,
+            created_by=created_by,
+            search=search,
         )
+
+    async def job_metrics(self, principal: Principal, job_id: JobId, *, attempt: int | None) -> Series:
+        """See `measuring.job_metrics`."""
+        return await measuring.job_metrics(self._ctx, principal, job_id, attempt=attempt)
+
+    async def follow(
+        self, principal: Principal, *, backend: str | None, rap_id: RapId | None, since: str | None
+    ) -> Reader:
+        """See `following.follow`."""
+        return await following.follow(self._ctx, principal, backend=backend, rap_id=rap_id, since=since)
 
     # For operators
 
@@ -296,6 +349,35 @@ class Engine:
         """See `pruning.prune_by_setting`."""
         return await pruning.prune_by_setting(self._ctx, backend, older_than)
 
+    async def gauge(self) -> gauging.Gauges:
+        """See `gauging.gauge`."""
+        return await gauging.gauge(self._ctx)
+
+    async def claim_traces(self, most: int, *, lease: timedelta) -> Sequence[Due]:
+        """See `traces.claim`."""
+        return await traces.claim(self._ctx, most, lease=lease)
+
+    async def settle_traces(
+        self, *, done: Sequence[int] = (), failed: Sequence[int] = (), untried: Sequence[int] = ()
+    ) -> None:
+        """See `traces.settle`."""
+        await traces.settle(self._ctx, done=done, failed=failed, untried=untried)
+
+    async def keep_traces(self) -> int:
+        """See `traces.keep`."""
+        return await traces.keep(self._ctx)
+
+    async def broadcast(self) -> bool:
+        """Tell what is new to those who follow it (see `following.broadcast`); False once nobody does any more."""
+        if self._ctx.broadcast.rest():
+            return False
+        await following.broadcast(self._ctx)
+        return True
+
+    async def followed(self) -> None:
+        """Return as soon as somebody follows what happens."""
+        await self._ctx.broadcast.wanted.wait()
+
     async def check(self) -> None:
         """Whether the database answers and has the schema that this program knows.
 
@@ -313,12 +395,26 @@ class Engine:
         """See `tokens.recognise`."""
         return await tokens.recognise(self._ctx, digest, kind)
 
+    async def begin_session(self, token: bytes) -> NewSession:
+        """See `sessions.begin`."""
+        return await sessions.begin(self._ctx, token)
+
+    async def session_token(self, secret: str) -> bytes | None:
+        """See `sessions.token_of`."""
+        return await sessions.token_of(self._ctx, secret)
+
+    async def end_session(self, secret: str) -> None:
+        """See `sessions.end`."""
+        await sessions.end(self._ctx, secret)
+
     def forget_tokens(self) -> None:
         """Ask the database again about every token, those of open long-polls at once: some changed, or may have."""
         self._ctx.known_tokens.forget()
         self._ctx.wakeups.wake_all()
+        self._ctx.broadcast.poke()
 
     def close(self) -> None:
         """Let every long-poll answer at once."""
         self._ctx.closing.set()
         self._ctx.wakeups.wake_all()
+        self._ctx.broadcast.poke()

@@ -1,13 +1,13 @@
 """Lists of RAPs, and of jobs over all RAPs, page by page.
 
 RAPs come newest first. Of jobs, what is not finished comes oldest first, as a queue is read; what history is part of,
-newest first. No page of jobs reads more than a bounded part of history: one that looks for a rare state may hold fewer
-jobs than asked for, even none, and yet say where to go on.
+newest first. No page reads more than a bounded part of history: one that looks for a rare state, or for a text, may
+hold fewer entries than asked for, even none, and yet say where to go on.
 """
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -16,6 +16,7 @@ from attrs import frozen
 from controller.core.codes import JobState, StatusCode
 from controller.core.errors import Rejected
 from controller.core.model import JobId, Principal, RapId, Verb
+from controller.core.storable import is_storable
 from controller.engine.context import Context
 from controller.engine.results import Page, RapSummary
 from controller.store import jobs, raps
@@ -25,6 +26,8 @@ ACTIVE: Final = "active"
 STATES: Final = (*(state.value for state in JobState), ACTIVE)
 LOOK: Final = 500
 """RAPs that one page may look through for jobs of a state or code."""
+LOOK_RAPS: Final = 2000
+"""RAPs that one page may look through for a text or a creator."""
 
 _NEWEST: Final = 2**63 - 1
 _LAST: Final = 2**31 - 1
@@ -75,30 +78,55 @@ async def list_raps(
     state: str | None,
     limit: int,
     cursor: str | None,
+    created_by: str | None = None,
+    search: str | None = None,
 ) -> Page:
     """One page of RAPs, newest first. `state`: `active` (some job is not finished), `finished`, or None for both.
+
+    :param created_by: the user for whom it was asked, in full.
+    :param search: what is somewhere in the RAP's ids, names and actions; no character of it means anything else.
 
     :raises Rejected: the cursor is none of ours for these filters, or the state is neither word.
     """
     if state not in (None, "active", "finished"):
         raise Rejected("state must be 'active' or 'finished'", field="state")
     slugs = [slug for slug in principal.backends_for(Verb.READ) if backend in (None, slug)]
+    before = None if cursor is None else _decode(cursor, 1)[0]
     wanted = {
         "backends": slugs,
-        "before": None if cursor is None else _decode(cursor, 1)[0],
+        "before": before,
         "workspace": workspace,
         "page_size": limit + 1,
+        "created_by": created_by,
+        "search": None if search is None else _searched(search),
     }
+    down_to = None
     async with ctx.db.connection() as tx:
         if state == "active":
             rows = await raps.list_active_page.all(tx, **wanted)
         else:
-            rows = await raps.list_page.all(tx, **wanted, only_finished=state == "finished")
-    more = len(rows) > limit
+            if search is not None or created_by is not None:
+                down_to = await _down_to(tx, slugs, workspace, before)
+            rows = await raps.list_page.all(tx, **wanted, only_finished=state == "finished", down_to=down_to)
+    last = rows[limit - 1].seq if len(rows) > limit else down_to
     return Page(
         raps=tuple(rap_summary(row) for row in rows[:limit]),
-        next_cursor=_encode(rows[limit - 1].seq) if more else None,
+        next_cursor=None if last is None else _encode(last),
     )
+
+
+async def _down_to(tx: Tx, slugs: list[str], workspace: str | None, before: int | None) -> int | None:
+    """The oldest RAP that a page which looks for something may look at; None: all that there are."""
+    newest = _NEWEST if before is None else before - 1
+    window = await raps.window.all(tx, backends=slugs, workspace=workspace, before=newest, look=LOOK_RAPS)
+    return window[-1].seq if len(window) == LOOK_RAPS else None
+
+
+def _searched(text: str) -> str:
+    """:raises Rejected: no text that is stored could have it."""
+    if not is_storable(text):
+        raise Rejected("search contains characters that cannot be stored", field="search")
+    return text
 
 
 async def list_jobs(
@@ -111,19 +139,30 @@ async def list_jobs(
     code: str | None,
     limit: int,
     cursor: str | None,
+    created_by: str | None = None,
+    search: str | None = None,
 ) -> JobPage:
     """One page of jobs. `state` is one of `STATES`; `code` a status code of that state, or of any if there is none.
+
+    :param created_by: the user for whom it was asked, in full.
+    :param search: what is somewhere in the job's ids, workspace and action; no character of it means anything else.
 
     :raises Rejected: the cursor is none of ours for these filters, or state or code are unknown or contradictory.
     """
     state = _check(state, code)
     slugs = [slug for slug in principal.backends_for(Verb.READ) if backend in (None, slug)]
+    wanted = {
+        "state": None if state == ACTIVE else state,
+        "code": code,
+        "created_by": created_by,
+        "search": None if search is None else _searched(search),
+    }
     async with ctx.db.connection() as tx:
         if state in (ACTIVE, JobState.PENDING, JobState.RUNNING):
             (after,) = (0,) if cursor is None else _decode(cursor, 1)
-            return await _active(tx, slugs, workspace, None if state == ACTIVE else state, code, limit, after)
+            return await _active(tx, slugs, workspace, wanted, limit, after)
         before, position = (_NEWEST, _LAST) if cursor is None else _decode(cursor, 2)
-        return await _history(tx, slugs, workspace, state, code, limit, before, position)
+        return await _history(tx, slugs, workspace, wanted, limit, before, position)
 
 
 def _check(state: str | None, code: str | None) -> str | None:
@@ -141,10 +180,10 @@ def _check(state: str | None, code: str | None) -> str | None:
 
 
 async def _active(
-    tx: Tx, slugs: list[str], workspace: str | None, state: str | None, code: str | None, limit: int, after: int
+    tx: Tx, slugs: list[str], workspace: str | None, wanted: Mapping[str, str | None], limit: int, after: int
 ) -> JobPage:
     rows = await jobs.list_active_page.all(
-        tx, backends=slugs, workspace=workspace, state=state, code=code, page_size=limit + 1, after=after
+        tx, backends=slugs, workspace=workspace, **wanted, page_size=limit + 1, after=after
     )
     more = len(rows) > limit
     return JobPage(jobs=await _summaries(tx, rows[:limit]), next_cursor=_encode(rows[limit - 1].seq) if more else None)
@@ -154,22 +193,20 @@ async def _history(
     tx: Tx,
     slugs: list[str],
     workspace: str | None,
-    state: str | None,
-    code: str | None,
+    wanted: Mapping[str, str | None],
     limit: int,
     before: int,
     position: int,
 ) -> JobPage:
     # Without a filter every RAP has something for the page; the first may have been shown in full already.
-    look = limit + 2 if state is None else LOOK
+    look = LOOK if any(value is not None for value in wanted.values()) else limit + 2
     window = await raps.window.all(tx, backends=slugs, workspace=workspace, before=before, look=look)
     seqs = {row.id: row.seq for row in window}
     rows = await jobs.list_page.all(
         tx,
         rap_ids=list(seqs),
         rap_seqs=list(seqs.values()),
-        state=state,
-        code=code,
+        **wanted,
         page_size=limit + 1,
         before=before,
         before_position=position,

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 from attrs import frozen
 
+from controller.core import happenings
 from controller.core.codes import StatusCode
 from controller.core.errors import Rejected
 from controller.core.machine import Reset
@@ -19,7 +20,7 @@ from controller.core.model import DB_MAINTENANCE, FLAG_VALUES, Flag, JobId, Prin
 from controller.engine import moves
 from controller.engine.admission import admit_operator, managed
 from controller.engine.context import Context
-from controller.store import backends, jobs
+from controller.store import backends, events, jobs
 from controller.store.queries import Tx
 
 log = structlog.get_logger(__name__)
@@ -218,7 +219,10 @@ async def _write(tx: Tx, backend: str, wanted: Mapping[str, str | None], now: da
         await backends.set_flag.one(tx, backend=backend, id=name, value=value, now=now)
         for name, value in wanted.items()
     ]
-    return tuple(name for name in written if name is not None)
+    changed = tuple(name for name in written if name is not None)
+    if changed:
+        await events.record(tx, backend, [happenings.of_flags({name: wanted[name] for name in changed}, now)])
+    return changed
 
 
 async def _read(tx: Tx, slugs: Sequence[str]) -> list[FlagView]:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from controller.core import releases
 from controller.core.checks import ALLOWED_ANSWERS
@@ -28,6 +28,7 @@ from controller.store import backends, jobs, raps, tasks
 from controller.store.queries import Tx
 
 R = TypeVar("R")
+_MOST_OTHERS: Final = 1000
 
 
 def _readable(principal: Principal) -> list[str]:
@@ -41,6 +42,13 @@ async def status(ctx: Context, principal: Principal, rap_ids: Sequence[RapId]) -
         found = await jobs.of_raps.all(tx, rap_ids=wanted, backends=_readable(principal)) if wanted else []
     known = {job.spec.rap_id for job in found}
     return StatusReport(jobs=tuple(found), unrecognised=tuple(r for r in wanted if r not in known))
+
+
+async def active_others(ctx: Context, principal: Principal, asked: Sequence[RapId]) -> Sequence[RapId]:
+    """The caller's RAPs that are not finished and not among these, a thousand at most (reference section 1.7)."""
+    async with ctx.db.connection() as tx:
+        found = await raps.active_others.all(tx, backends=_readable(principal), asked=list(asked), most=_MOST_OTHERS)
+    return [RapId(rap_id) for rap_id in found]
 
 
 async def backend_views(ctx: Context, principal: Principal) -> Sequence[BackendView]:

@@ -43,19 +43,28 @@ SELECT (SELECT count(*) FROM job WHERE backend = @backend AND state = 'running')
              ORDER BY 1) AS unconfirmed;
 
 -- name: declare_agent
--- What an agent says of itself at every start.
+-- What an agent says of itself at every start; and whether that is news: it is new, or says something else than before,
+-- or had not been heard of for long. (The same again, as after a lost answer, is none.)
+WITH known AS (
+    SELECT version, executor, slots, egress, on_loss FROM agent
+    WHERE backend = @backend AND id = @id AND last_seen_at >= @alive_since::timestamptz
+)
 INSERT INTO agent (backend, id, version, executor, slots, egress, on_loss, last_seen_at)
 VALUES (@backend, @id, @version, @executor, @slots, @egress, @on_loss, @now)
 ON CONFLICT (backend, id) DO UPDATE
 SET version = excluded.version, executor = excluded.executor, slots = excluded.slots, egress = excluded.egress,
-    on_loss = excluded.on_loss, last_seen_at = excluded.last_seen_at;
+    on_loss = excluded.on_loss, last_seen_at = excluded.last_seen_at
+RETURNING NOT EXISTS (
+    SELECT FROM known
+    WHERE known.version = agent.version AND known.executor = agent.executor AND known.slots = agent.slots
+      AND known.egress = agent.egress AND known.on_loss = agent.on_loss) AS news;
 
 -- name: see_agent
 -- The heartbeat of one agent. One that is not known (it was forgotten, and lives after all) can hold work from now on,
 -- so operators must see it; what it declared is lost, so that its jobs are not run twice.
-INSERT INTO agent (backend, id, version, executor, slots, egress, on_loss, last_seen_at)
-VALUES (@backend, @id, 'unknown', 'unknown', greatest(1, @slots), '{}', 'fail', @now)
-ON CONFLICT (backend, id) DO UPDATE SET last_seen_at = excluded.last_seen_at
+INSERT INTO agent (backend, id, version, executor, slots, egress, on_loss, last_seen_at, metrics)
+VALUES (@backend, @id, 'unknown', 'unknown', greatest(1, @slots), '{}', 'fail', @now, @metrics)
+ON CONFLICT (backend, id) DO UPDATE SET last_seen_at = excluded.last_seen_at, metrics = excluded.metrics
 RETURNING executor = 'unknown' AS undeclared;
 
 -- name: agents

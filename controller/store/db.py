@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import asyncpg
 import orjson
+from asyncpg.connection import LoggedQuery
 from attrs import frozen
 
 from controller.core.errors import Unavailable
@@ -46,15 +47,6 @@ async def prepare_connection(connection: "asyncpg.Connection[asyncpg.Record]") -
 
 _ACQUIRE_SECONDS = 10.0
 """How long a request waits for a free connection before it is told to come back."""
-
-
-class LoggedQuery(Protocol):
-    """What asyncpg tells of a statement."""
-
-    query: str
-    elapsed: float
-    """Seconds."""
-    exception: BaseException | None
 
 
 @frozen(kw_only=True)

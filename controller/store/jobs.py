@@ -7,12 +7,14 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from controller.core import happenings
 from controller.core.codes import JobState, StatusCode
 from controller.core.machine import Move
 from controller.core.model import Job, JobId, JobKind, JobSpec, Progress, ReusableAction
 from controller.core.plan import LatestJob, PlannedJob
 from controller.core.resources import Resources
 from controller.core.schedule import ActiveJob
+from controller.store import events as news
 from controller.store.queries import Tx, command, query, scalar
 
 
@@ -141,7 +143,7 @@ _SPEC_COLUMNS = tuple(a.name for a in attrs.fields(JobSpec))
 _PROGRESS_COLUMNS = tuple(a.name for a in attrs.fields(Progress))
 
 
-def _job(record: Mapping[str, Any]) -> Job:
+def job_of(record: Mapping[str, Any]) -> Job:
     """A row as the domain sees it."""
     spec = {name: record[name] for name in _SPEC_COLUMNS}
     spec["kind"] = JobKind(spec["kind"])
@@ -163,15 +165,16 @@ def _active_job(record: Mapping[str, Any]) -> ActiveJob:
 _insert = command("jobs", "insert")
 _insert_needs = command("jobs", "insert_needs")
 _latest_of_actions = query("jobs", "latest_of_actions", LatestRow)
-lock = query("jobs", "lock", JobRow, _job)
-lock_of_rap = query("jobs", "lock_of_rap", JobRow, _job)
-of_raps = query("jobs", "of_raps", JobRow, _job)
-find = query("jobs", "find", JobRow, _job)
+lock = query("jobs", "lock", JobRow, job_of)
+lock_of_rap = query("jobs", "lock_of_rap", JobRow, job_of)
+of_raps = query("jobs", "of_raps", JobRow, job_of)
+find = query("jobs", "find", JobRow, job_of)
 schedulable = query("jobs", "schedulable", SchedulableRow, _active_job)
 _write = query("jobs", "write", str, scalar("id"))
 _record_events = command("jobs", "record_events")
 _meet_needs = command("jobs", "meet_needs")
 _doom_dependants = command("jobs", "doom_dependants")
+_note_ended = command("traces", "note_ended")
 history = query("jobs", "history", EventRow)
 outputs = query("jobs", "outputs", OutputRow)
 replace_outputs = command("jobs", "replace_outputs")
@@ -250,6 +253,11 @@ async def write(tx: Tx, moves: Sequence[Move]) -> None:
         await _meet_needs.run(tx, ids=succeeded)
     if failed:
         await _doom_dependants.run(tx, ids=failed)
+    if moves:
+        # Last, since others of the backend who tell something wait from here on. One lock, so one backend.
+        await news.record(tx, moves[0].job.spec.backend, happenings.of_moves(moves))
+    if ended:
+        await _note_ended.run(tx, ids=[job for job, _ in ended], now=max(move.after.updated_at for move in moves))
 
 
 def _event(job: JobId, progress: Progress, message: str) -> dict[str, Any]:

@@ -161,6 +161,10 @@ FROM (
           AND (@workspace::text IS NULL OR job.workspace = @workspace)
           AND (@state::text IS NULL OR job.state = @state)
           AND (@code::text IS NULL OR job.code = @code)
+          AND (@created_by::text IS NULL
+               OR (SELECT rap.created_by FROM rap WHERE rap.id = job.rap_id) = @created_by)
+          AND (@search::text IS NULL OR position(lower(@search) IN lower(concat_ws(chr(31), job.id, job.rap_id,
+                job.workspace, job.action))) > 0)
         ORDER BY job.seq
         LIMIT @page_size
     ) AS of_backend
@@ -185,6 +189,10 @@ FROM (
           AND (wanted.seq < @before::bigint OR job.position < @before_position::integer)
           AND (@state::text IS NULL OR job.state = @state)
           AND (@code::text IS NULL OR job.code = @code)
+          AND (@created_by::text IS NULL
+               OR (SELECT rap.created_by FROM rap WHERE rap.id = job.rap_id) = @created_by)
+          AND (@search::text IS NULL OR position(lower(@search) IN lower(concat_ws(chr(31), job.id, job.rap_id,
+                job.workspace, job.action))) > 0)
         ORDER BY job.position DESC
         LIMIT @page_size
     ) AS of_rap

@@ -58,6 +58,8 @@ WITH events AS (
     DELETE FROM job_event WHERE job_id = ANY(@job_ids::text[]) RETURNING job_id
 ), logs AS (
     DELETE FROM job_log WHERE job_id = ANY(@job_ids::text[]) RETURNING job_id
+), samples AS (
+    DELETE FROM job_sample WHERE job_id = ANY(@job_ids::text[])
 ), tasks AS (
     DELETE FROM task WHERE job_id = ANY(@job_ids::text[]) AND NOT active RETURNING job_id
 )

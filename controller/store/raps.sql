@@ -21,6 +21,7 @@ SELECT id, created_by, project, orgs FROM rap WHERE id = ANY(@ids::text[]);
 
 -- name: list_page
 -- Newest first, by keyset, per backend from its own index; the counts are looked up for the rows of the page only.
+-- What is searched for is compared as it is: none of its characters means anything.
 SELECT rap.id, rap.seq, rap.backend, rap.workspace, rap.created_by, rap.project, rap.repo_url, rap.branch, rap.commit,
        rap.created_at, rap.requested_actions, rap.traceparent, tally.counts
 FROM (
@@ -28,7 +29,12 @@ FROM (
     CROSS JOIN LATERAL (
         SELECT * FROM rap
         WHERE rap.backend = wanted.backend AND rap.seq < coalesce(@before::bigint, 9223372036854775807)
+          AND rap.seq >= coalesce(@down_to::bigint, 0)
           AND (@workspace::text IS NULL OR rap.workspace = @workspace)
+          AND (@created_by::text IS NULL OR rap.created_by = @created_by)
+          AND (@search::text IS NULL OR position(lower(@search) IN lower(concat_ws(chr(31), rap.id, rap.workspace,
+                rap.project, rap.created_by, rap.repo_url, rap.branch, rap.commit,
+        array_to_string(rap.requested_actions, chr(31))))) > 0)
           AND (NOT @only_finished::boolean OR NOT EXISTS (
                 SELECT FROM job WHERE job.rap_id = rap.id AND job.state IN ('pending', 'running')))
         ORDER BY rap.seq DESC
@@ -58,6 +64,10 @@ WHERE rap.id = ANY(ARRAY(
   AND rap.backend = ANY(@backends::text[])
   AND rap.seq < coalesce(@before::bigint, 9223372036854775807)
   AND (@workspace::text IS NULL OR rap.workspace = @workspace)
+  AND (@created_by::text IS NULL OR rap.created_by = @created_by)
+  AND (@search::text IS NULL OR position(lower(@search) IN lower(concat_ws(chr(31), rap.id, rap.workspace, rap.project,
+        rap.created_by, rap.repo_url, rap.branch, rap.commit,
+        array_to_string(rap.requested_actions, chr(31))))) > 0)
 ORDER BY rap.seq DESC
 LIMIT @page_size;
 
@@ -91,3 +101,10 @@ LIMIT @look;
 SELECT id, dialect, backend, workspace, repo_url, branch, commit, database_name, codelists_ok, created_by, project,
        orgs, analysis_scope, parent_traceparent
 FROM rap WHERE id = @id;
+
+-- name: active_others
+-- RAPs with a job that is not finished, besides these, in a bounded number: what a portal may have forgotten to ask for.
+SELECT DISTINCT rap_id FROM job
+WHERE backend = ANY(@backends::text[]) AND state IN ('pending', 'running') AND NOT rap_id = ANY(@asked::text[])
+ORDER BY rap_id
+LIMIT @most;

@@ -75,6 +75,13 @@ class Tokens:
         """
         return self.principal(header) or await self._stored(header, TokenKind.CLIENT)
 
+    async def holder(self, digest: bytes) -> Principal | None:
+        """The client whose token has this digest, be it one of the settings or of the database.
+
+        :raises Unavailable: it is none of the settings', and the database does not answer.
+        """
+        return _holder(digest, self._clients) or await self._recognise(digest, TokenKind.CLIENT)
+
     async def find_agent(self, backend: str, header: str | None) -> Principal | None:
         """The agents' principal of `backend`, and of no other, if the header carries one of its tokens.
 
@@ -142,7 +149,10 @@ def _find(header: str | None, known: Iterable[tuple[bytes, Principal]]) -> Princ
     token = _token(header)
     if not token:
         return None
-    candidate = tokens.digest(token)
+    return _holder(tokens.digest(token), known)
+
+
+def _holder(candidate: bytes, known: Iterable[tuple[bytes, Principal]]) -> Principal | None:
     found = None
     for digest, principal in known:  # all of them, always: no early exit to measure
         if hmac.compare_digest(digest, candidate):

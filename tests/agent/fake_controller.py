@@ -49,6 +49,8 @@ class FakeController:
         """Tell claims that their agent is not known, until it declares itself."""
         self.duplicate = False
         """Offer tasks that the agent holds as well."""
+        self.generous = False
+        """Offer all jobs there are, whatever number of slots an agent has."""
         self.traffic: list[bytes] = []
         """Everything that agents sent: request lines, headers, bodies."""
         self.changed = asyncio.Condition()
@@ -125,7 +127,7 @@ class FakeController:
     def _due(self, claim: dict[str, Any]) -> dict[str, Any]:
         holding = set() if self.duplicate else {held["task_id"] for held in claim["holding"]}
         waiting = [t for t in self.tasks.values() if t.id not in holding | self.complete]
-        runs = [t for t in waiting if t.type == "runjob"][: claim["slots"]]
+        runs = [t for t in waiting if t.type == "runjob"][: None if self.generous else claim["slots"]]
         others = [t for t in waiting if t.type != "runjob"]
         revoked = sorted(self.revoke & {held["task_id"] for held in claim["holding"]})
         tasks = [attrs.asdict(task) for task in (*runs, *others)]

@@ -1,11 +1,13 @@
 """The agent end to end: real HTTP to a scripted controller, real git, real files, a scripted executor."""
 
 import asyncio
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from agent.core import definition
 from agent.loop import StopMode
@@ -149,8 +151,6 @@ async def test_what_the_user_must_fix_is_a_fatal_error(
 
 async def test_tasks_of_an_unknown_type_are_refused(tmp_path: Path) -> None:
     async with stand(tmp_path) as stage, stage.agent():
-        from attrs import evolve
-
         await stage.controller.offer(evolve(stage.run_task(), id="new-1", type="new", job_id=None))
         await stage.controller.until(lambda: "new-1" in stage.controller.complete)
         results = stage.controller.final("new-1")["results"]
@@ -169,6 +169,66 @@ async def test_a_freed_slot_is_offered_without_waiting_for_the_poll(tmp_path: Pa
             await stage.executor.until(lambda: "jobtwo-001" in stage.executor.starts)
             assert stage.clock.elapsed == 0
             stage.executor.finish("jobtwo-001", 0)
+            await until_forgotten(stage, T1, "jobtwo-001")
+
+
+async def test_jobs_beyond_the_slots_are_not_taken_however_many_are_offered(tmp_path: Path) -> None:
+    names = [f"job{number}" for number in range(5)]
+
+    def has_started(number: int) -> bool:
+        return len(stage.executor.starts) == number
+
+    async with stand(tmp_path, slots=2) as stage:
+        stage.executor.script = lambda run: None
+        stage.controller.generous = True
+        async with stage.agent() as loop:
+            await stage.controller.offer(*map(stage.run_task, names))
+            await stage.executor.until(lambda: len(stage.executor.starts) == 2)
+            # Offers that are not taken are answered at once: the loop slows down, and sleeps.
+            await stage.controller.until(lambda: len(stage.controller.claims) > 6)
+            assert stage.controller.claims[-1]["slots"] == 0
+            assert {held["task_id"] for held in stage.controller.claims[-1]["holding"]} == set(stage.executor.starts)
+            assert len(stage.notes) == 2
+            assert len(loop._jobs) == 2
+            for started in range(2, 6):
+                # A slot that becomes free is used without waiting for the clock.
+                stage.executor.finish(stage.executor.starts[started - 2], 0)
+                await stage.executor.until(functools.partial(has_started, min(started + 1, 5)))
+            assert stage.clock.elapsed == 0
+            stage.executor.finish(stage.executor.starts[-1], 0)
+            await until_forgotten(stage, *(f"{name}-001" for name in names))
+    [warning] = [line for line in stage.logged if line["event"] == "more jobs are offered than slots are free"]
+    assert (warning["left"], warning["setting"]) == (3, "RAP_AGENT_SLOTS")
+
+
+async def test_where_no_slot_is_free_cancels_and_checks_are_taken(tmp_path: Path) -> None:
+    async with stand(tmp_path, slots=1) as stage:
+        stage.executor.script = lambda run: None
+        stage.controller.generous = True
+        async with stage.agent():
+            await stage.controller.offer(stage.run_task("jobone"), stage.run_task("jobtwo"))
+            await stage.executor.until(lambda: stage.executor.starts == [T1])
+            unknown = evolve(stage.run_task(), id="new-1", type="new", job_id=None, definition={})
+            await stage.controller.offer(unknown, stage.cancel_task("jobone"))
+            cranking = asyncio.create_task(stage.clock.crank(5))  # at most, until the loop asks again
+            await stage.controller.until(lambda: {"new-1", f"{T1}-cancel"} <= stage.controller.complete)
+            cranking.cancel()
+            await stage.executor.until(lambda: stage.executor.starts == [T1, "jobtwo-001"])
+            stage.executor.finish("jobtwo-001", 0)
+            await until_forgotten(stage, "jobtwo-001")
+
+
+async def test_jobs_on_disk_go_on_where_the_slots_were_lowered(tmp_path: Path) -> None:
+    async with stand(tmp_path, slots=2) as stage:
+        stage.executor.script = lambda run: None
+        async with stage.agent(stop=StopMode.LEAVE):
+            await stage.controller.offer(stage.run_task("jobone"), stage.run_task("jobtwo"))
+            await stage.executor.until(lambda: len(stage.executor.starts) == 2)
+        async with stage.agent(slots=1):
+            await stage.controller.until(lambda: len(stage.controller.claims[-1]["holding"]) == 2)
+            assert stage.controller.claims[-1]["slots"] == 0
+            for name in (T1, "jobtwo-001"):
+                stage.executor.finish(name, 0)
             await until_forgotten(stage, T1, "jobtwo-001")
 
 

@@ -19,11 +19,11 @@ import attrs
 
 import agent.__main__ as agent_program
 import controller.__main__ as controller_program
-from agent.executors import sandbox
 from agent.executors.base import Executor, Exit, Phase, Run, Status
-from agent.executors.bubblewrap import Bubblewrap
 from agent.executors.fake import FakeExecutor
 from agent.executors.fake import Record as FakeRun
+from agent.executors.sandbox import executor as sandbox
+from agent.executors.sandbox.bubblewrap import Bubblewrap
 from agent.images import parse_image_table
 from agent.settings import Settings
 from common.clock import SystemClock

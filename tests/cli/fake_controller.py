@@ -74,6 +74,20 @@ def summary(rap_id: str = RAP, **changes: Any) -> dict[str, Any]:
     }
 
 
+def backend(slug: str, **changes: Any) -> dict[str, Any]:
+    """A backend as `/api/backends` lists it."""
+    return {
+        "slug": slug,
+        "last_seen": "2026-01-01T00:00:00.000000Z",
+        "paused": False,
+        "paused_since": None,
+        "db_maintenance": False,
+        "db_maintenance_since": None,
+        "db_maintenance_type": None,
+        **changes,
+    }
+
+
 class FakeController:
     """Answers each `METHOD /path` by a script: a list is used up one by one (the last stays), a callable is called.
 
@@ -104,7 +118,8 @@ class FakeController:
         status, content, *rest = answer
         headers = rest[0] if rest else {}
         if isinstance(content, str):
-            return web.Response(status=status, text=content, content_type="text/html", headers=headers)
+            html = {"Content-Type": "text/html; charset=utf-8"}
+            return web.Response(status=status, text=content, headers=html | headers)
         return web.json_response(content, status=status, headers=headers)
 
     def paths(self) -> list[str]:
@@ -138,3 +153,12 @@ async def invoke(controller: FakeController | None, *arguments: str, **environ: 
     if controller is not None:
         variables |= {"RAP_URL": controller.url, "RAP_TOKEN": TOKEN}
     return await asyncio.to_thread(CliRunner().invoke, rap, arguments, env=variables | environ, prog_name="rap")
+
+
+def check_one_line(stderr: str, *parts: str) -> None:
+    """A complaint is one line, and has these parts."""
+    assert stderr.startswith("rap: ")
+    assert stderr.count("\n") == 1
+    assert "Traceback" not in stderr
+    for part in parts:
+        assert part in stderr

@@ -155,6 +155,15 @@ def test_an_executor_that_cannot_be_had_is_a_problem(tmp_path: Path, values: dic
     assert words in done.stdout
 
 
+def test_a_folder_that_cannot_be_looked_at_ends_no_look(tmp_path: Path) -> None:
+    """As one behind a folder of another user's."""
+    hidden = str(tmp_path / ("n" * 300))
+    assert run("doctor", XDG_DATA_HOME=hidden, **bare(tmp_path)).exit_code == 0
+    agent = {"BACKEND": "tpp", "RAP_CONTROLLER_URL": "http://127.0.0.1:1", "CONTROLLER_TASK_API_TOKEN": "s3cret"}
+    done = run("doctor", HIGH_PRIVACY_STORAGE_BASE=hidden, **agent, **bare(tmp_path))
+    assert "Agent: 3 of 4 checks in order" in done.stdout, done.output
+
+
 def test_nobody_answers() -> None:
     done = run("doctor", RAP_URL="http://127.0.0.1:1", RAP_TOKEN="s3cret")
     assert done.exit_code == 1

@@ -2,21 +2,16 @@
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.fake_controller import RAP, FakeController, invoke, job, serving
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 A, B = "a" * 16, "b" * 16
 SINCE = "2026-01-01T00:00:00.000000Z"
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `rap up` of the person who runs the tests is found."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +12,12 @@ from cli import confirmation
 from cli.main import rap
 from tests.cli.fake_controller import TOKEN, FakeController, invoke, serving
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 SINCE = "2026-01-01T00:00:00.000000Z"
 COMMANDS = [("pause", "b"), ("unpause", "b"), ("db-maintenance", "on", "b"), ("prepare-for-reboot", "b", "-y")]
 STATUS = "GET /api/backends/b/reboot-status"
 PREPARE = "POST /api/backends/b/prepare-for-reboot"
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `rap up` of the person who runs the tests is found."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture

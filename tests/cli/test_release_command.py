@@ -2,22 +2,17 @@
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.fake_controller import FakeController, invoke, job, serving
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 ID = "describexxxxxxxx"
 ASK, LOOK = f"POST /api/jobs/{ID}/release", f"GET /api/jobs/{ID}/releases"
 TABLE = {"path": "output/table.csv", "level": "moderately_sensitive", "size": 2048, "sha256": "ab"}
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `rap up` of the person who runs the tests is found."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture

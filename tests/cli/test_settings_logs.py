@@ -107,6 +107,22 @@ def test_readable_lines(stream: io.StringIO):
     assert "not shown" not in stream.getvalue()
 
 
+class Terminal(io.StringIO):
+    """What a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("form", "readable"), [("auto", True), ("json", False), ("console", True)])
+def test_on_a_terminal_lines_are_for_people_unless_told_otherwise(stream: io.StringIO, form: str, readable: bool):
+    terminal = Terminal()
+    logs.configure("info", form, stream=terminal)
+    structlog.get_logger().info("hello", who="you")
+    assert terminal.getvalue().startswith("{") is not readable
+    assert not stream.getvalue()
+
+
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
@@ -116,3 +132,69 @@ def test_no_value_can_carry_a_secret_or_break_the_redactor(value: object):
     redactor = logs.Redactor([SECRET])
     event = redactor(None, "info", {"event": "x", "value": [value, SECRET, {"k": SECRET}]})
     assert SECRET not in repr(event)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer {}",
+        "authorization={}",
+        "b'Authorization: {}\\x00'",
+        "{{'Authorization': 'Bearer {}'}}",
+        "('Authorization', '{}')",
+        "Cookie: session={}; other",
+        "bearer {}",
+        "GET /api/raps?token={}&x=1 HTTP/1.1",
+        "https://host/path?a=b&access_token={}",
+        "postgresql://rap:{}@db/rap",
+    ],
+)
+def test_what_stands_where_a_secret_does_is_masked_though_nobody_knows_it(stream: io.StringIO, text: str):
+    structlog.get_logger().info(text.format("unknown-and-secret"))
+    assert "unknown-and-secret" not in stream.getvalue()
+    assert logs.MASK in stream.getvalue()
+
+
+@pytest.mark.parametrize("text", ["No token: send it.", "the author is away", "tasks: 3; keys=4", "see ?a=b&c=d"])
+def test_ordinary_sentences_stay_as_they_are(stream: io.StringIO, text: str):
+    structlog.get_logger().info(text)
+    assert lines(stream)[0]["event"] == text
+
+
+def test_a_secret_is_masked_in_every_form_that_it_may_take(stream: io.StringIO):
+    secret = 'sword"fish\\%40é'
+    logs.configure("debug", "json", secrets=[secret], stream=stream)
+    structlog.get_logger().info("x", said={secret: 1}, shown=[repr(secret)], error=KeyError(secret))
+    logging.getLogger("x").warning("at %s", "https://h/sword%22fish%5C%2540%C3%A9")
+    assert "sword" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", logs.FORMATS)
+def test_a_line_of_fifty_megabytes_is_cut(stream: io.StringIO, form: str):
+    logs.configure("debug", form, secrets=[SECRET], stream=stream)
+    huge = "<" + f"é {SECRET} " * (50_000_000 // (len(SECRET) + 3)) + ">"
+    structlog.get_logger().info("arrived", header=huge, items=[huge[:20_000]] * 1_000, raw=huge[:1_000_000].encode())
+    logging.getLogger("asyncpg").warning("%s", huge)
+    try:
+        raise ValueError(huge)
+    except ValueError:
+        structlog.get_logger().exception("failed", rap_id="r1")
+    text = stream.getvalue()
+    assert len(text) <= 3 * logs.MOST_LINE + 100
+    assert "swordfish" not in text
+    assert "characters are cut here" in text
+    if form != "console":
+        arrived, foreign, failed = lines(stream)
+        assert (arrived["event"], failed["event"], failed["rap_id"]) == ("arrived", "failed", "r1")
+        assert isinstance(arrived["cut"], int)
+        assert str(foreign["event"]).endswith(">")
+        assert str(failed["exception"]).startswith("Traceback")
+
+
+@given(st.integers(0, 3_000), st.integers(0, 60))
+def test_no_cut_leaves_a_piece_of_a_secret(before: int, between: int):
+    text = "x" * before + (SECRET + "." * between) * 2_000
+    shown = logs.Redactor([SECRET]).text(text)
+    assert len(shown) <= logs.MOST_TEXT + 100
+    assert "sword" not in shown
+    assert "fish" not in shown

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,15 +13,11 @@ from cli.main import rap
 from common import tokens
 from tests.cli.fake_controller import TOKEN, FakeController, invoke, serving
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 AT = "2026-01-01T00:00:00.000000Z"
 CREATE = "POST /api/tokens"
 REVOKE = "POST /api/tokens/laptop/revoke"
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No `rap up` of the person who runs the tests is found."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.docker_host import daemon, load_images
+from tests.agent.executors.docker_host import daemon, load_images
 from tests.cli.up_stack import rap, rap_json, study, up
 
 pytestmark = pytest.mark.slow

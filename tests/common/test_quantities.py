@@ -54,3 +54,8 @@ def test_what_is_no_limit(text: str) -> None:
 @given(st.integers(1, 10**9))
 def test_a_written_time_is_read_back_exactly(seconds: int) -> None:
     assert quantities.seconds(quantities.written_seconds(seconds)) == seconds
+
+
+@pytest.mark.parametrize(("written", "again"), [("2.2d", "2d4h48m"), ("1.1h", "1h6m"), ("0.1m", "6s")])
+def test_parts_of_a_unit_are_told_as_people_write_them(written: str, again: str) -> None:
+    assert quantities.written_seconds(quantities.seconds(written)) == again

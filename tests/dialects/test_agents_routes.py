@@ -142,6 +142,26 @@ async def test_a_claim_gets_tasks_and_what_is_revoked(client: Any, engine: Scrip
     ]
 
 
+@pytest.mark.parametrize(
+    ("metrics", "kept"),
+    [
+        ('{"slots_used": 2, "disk_free_ratio": 0.5}', {"slots_used": 2.0, "disk_free_ratio": 0.5}),
+        ('{"disk_free_ratio": 1.5, "slots_used": 1}', {"slots_used": 1.0}),
+        ('{"slots_used": -1, "jobs_running": 1e999, "reports_queued": true, "loop_lag_seconds": "1"}', {}),
+        ('{"slots_used": null, "patient": 7}', {}),
+        ('[["slots_used", 1]]', {}),
+        ("7", {}),
+        ("null", {}),
+    ],
+)
+async def test_metrics_that_cannot_be_true_are_left_out_and_the_claim_is_answered(
+    client: Any, engine: ScriptedEngine, metrics: str, kept: dict[str, float]
+) -> None:
+    response = await call(client, "POST", "claim", f'{{"agent": "a1", "slots": 1, "metrics": {metrics}}}'.encode())
+    assert response.status == 200
+    assert engine.last_call[1][1].metrics == kept
+
+
 async def test_reports_are_answered_one_by_one(client: Any, engine: ScriptedEngine) -> None:
     report = REPORT | {"results": {"exit_code": "0", "deep": {"x": [1]}}, "timestamp_ns": 10**18, "new_key": 1}
     response = await call(client, "POST", "reports", {"agent": "a1", "reports": [report]})

@@ -100,9 +100,10 @@ async def test_errors_of_the_engine(
 
 
 async def test_filters_reach_the_engine(client: Any, engine: ScriptedEngine) -> None:
-    query = "limit=3&cursor=abc&backend=test&workspace=w%20x&state=failed&code=job_error"
+    query = "limit=3&cursor=abc&backend=test&workspace=w%20x&state=failed&code=job_error&created_by=alice&search=%25"
     assert (await client.get(f"/api/jobs?{query}", headers=CLIENT)).status == 200
     filters = {"backend": "test", "workspace": "w x", "state": "failed", "code": "job_error"}
+    filters |= {"created_by": "alice", "search": "%"}
     assert engine.calls == [("list_jobs", (PRINCIPAL,), {**filters, "limit": 3, "cursor": "abc"})]
 
 

@@ -20,8 +20,8 @@ from controller.core.errors import NotFound, Rejected, Unavailable
 from controller.core.model import Job, JobId, JobSpec, Progress, RapId, TaskType
 from controller.core.resources import JobLimits
 from controller.dialects.native import jobs, raps, routes, times
-from controller.engine import operating, results
-from tests.dialects import operated
+from controller.engine import measuring, operating, results
+from tests.dialects import operated, traced
 from tests.dialects.serving import AGENT, CLIENT, PRINCIPAL, serve
 from tests.fakes.engine import ScriptedEngine
 
@@ -115,8 +115,22 @@ DETAIL = results.JobDetail(
 ANSWERS: dict[str, Any] = {
     "list_raps": results.Page(raps=(SUMMARY,), next_cursor="NDI"),
     "rap_detail": results.RapDetail(rap=SUMMARY, jobs=(DETAIL,)),
+    "rap_trace": traced.rap_trace(SUMMARY, DETAIL, T0),
     "job_detail": DETAIL,
     "job_log": results.LogPage(job_id=JobId(JOB), attempt=1, text="reading 442 rows\n", next_offset=17, complete=True),
+    "job_metrics": measuring.Series(
+        job_id=JobId(JOB),
+        attempt=1,
+        complete=True,
+        points=(
+            measuring.Point(
+                at=T0 + timedelta(seconds=2),
+                cpu=96.5,
+                mem_mb=None,
+                metrics={"cpu_mean": 96.5, "cpu_peak": 101.0},
+            ),
+        ),
+    ),
     "agents": [
         results.AgentView(
             id="backend-node-1",
@@ -151,7 +165,8 @@ ANSWERS |= {
     "reboot_status": operating.RebootStatus(backend="test", paused=True, running=0, cancelling=0),
 }
 PATHS = [
-    *("raps", f"raps/{RAP}", f"jobs/{JOB}", f"jobs/{JOB}/log", "agents", "backends"),
+    *("raps", f"raps/{RAP}", f"raps/{RAP}/trace", f"jobs/{JOB}", f"jobs/{JOB}/log", f"jobs/{JOB}/metrics"),
+    *("agents", "backends"),
     *("flags?backend=test", "backends/test/reboot-status"),
 ]
 
@@ -227,14 +242,16 @@ async def test_a_bare_token_is_enough(client: Any, engine: ScriptedEngine, path:
 
 
 async def test_filters_reach_the_engine(client: Any, engine: ScriptedEngine) -> None:
-    await get(client, "raps?limit=3&cursor=abc&backend=test&workspace=w%20x&state=active")
+    await get(client, "raps?limit=3&cursor=abc&backend=test&workspace=w%20x&state=active&created_by=alice&search=%25")
     wanted = {"limit": 3, "cursor": "abc", "backend": "test", "workspace": "w x", "state": "active"}
+    wanted |= {"created_by": "alice", "search": "%"}
     assert engine.calls == [("list_raps", (PRINCIPAL,), wanted)]
 
 
 async def test_a_list_without_filters_has_a_bound(client: Any, engine: ScriptedEngine) -> None:
     await get(client, "raps")
     wanted = {"limit": 50, "cursor": None, "backend": None, "workspace": None, "state": None}
+    wanted |= {"created_by": None, "search": None}
     assert engine.calls == [("list_raps", (PRINCIPAL,), wanted)]
 
 
@@ -254,6 +271,7 @@ async def test_a_part_of_a_log(client: Any, engine: ScriptedEngine) -> None:
         ("raps?cursor=&backend=a%00b&workspace=" + "x" * 513, ["cursor", "backend", "workspace"]),
         (f"jobs/{JOB}/log?offset=-1&limit=0&attempt=0", ["offset", "limit", "attempt"]),
         (f"jobs/{JOB}/log?offset=2000000001", ["offset"]),
+        (f"jobs/{JOB}/metrics?attempt=0&x=1", ["attempt", "x"]),
         (f"raps/{RAP}?x=1", ["x"]),
         (f"jobs/{JOB}?x=1", ["x"]),
         ("agents?x=1", ["x"]),

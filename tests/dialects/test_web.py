@@ -1,5 +1,6 @@
 """What the dialects share: tokens, bodies, errors, and the middleware around every request."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Iterator, MutableMapping
@@ -16,14 +17,15 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from controller.core.errors import DomainError, InvalidProject, NotFound, Rejected
+from controller.core.errors import DomainError, InvalidProject, NotFound, Rejected, Unavailable
 from controller.core.model import Principal, RapId, Verb
+from controller.core.observer import Observer
 from controller.engine.results import StatusReport
 from controller.web import body, errors, health, middleware
 from controller.web.auth import Tokens
 from controller.web.contract import Contract
 from controller.web.errors import MalformedBody, SchemaMismatch
-from controller.web.keys import CLOCK
+from controller.web.keys import CLOCK, OBSERVER
 from tests.dialects.conftest import AGENT_TOKEN, PORTAL, PORTAL_TOKEN, Ask, make_root, make_tokens
 from tests.dialects.values import RAP_ID, TRACEPARENT
 from tests.fakes.clock import ManualClock
@@ -157,6 +159,59 @@ class TestRecord:
         assert [entry["route"] for entry in logs] == [route]
         assert AGENT_TOKEN not in repr(logs)
 
+    async def test_a_line_tells_what_it_is_about(
+        self, portal: Ask, engine: ScriptedEngine, logs: list[MutableMapping[str, Any]]
+    ) -> None:
+        engine.script["cancel"] = 1
+        await portal("POST", "rap/cancel/", json={"rap_id": RAP_ID, "actions": ["a"]})
+        assert [entry.get("rap_id") for entry in logs] == [RAP_ID]
+
+    async def test_the_backend_of_a_path_is_told_if_there_is_one(
+        self, agent: Ask, engine: ScriptedEngine, logs: list[MutableMapping[str, Any]]
+    ) -> None:
+        engine.script["active_tasks"] = []
+        await agent("GET", "/test/tasks/")
+        await agent("GET", "/no-such-backend/tasks/")
+        assert [entry.get("backend") for entry in logs] == ["test", None]
+
+    async def test_an_observer_is_told_the_template(self, engine: ScriptedEngine, clock: ManualClock) -> None:
+        told: list[dict[str, Any]] = []
+
+        class Seen(Observer):
+            def answered(self, **said: Any) -> None:
+                told.append(said)
+
+        root = make_root(engine, clock)
+        root[OBSERVER] = Seen()
+        engine.script["active_tasks"] = []
+        async with TestClient(TestServer(root)) as client:
+            await client.get("/test/tasks/?secret=1", headers={"Authorization": AGENT_TOKEN})
+            await client.get("/no/such/secret")
+        assert told == [
+            {"method": "GET", "route": "/{backend}/tasks/", "status": 200, "seconds": 0.0},
+            {"method": "GET", "route": "unmatched", "status": 404, "seconds": 0.0},
+        ]
+
+    async def test_a_client_that_goes_away_has_its_line_too(
+        self, engine: ScriptedEngine, clock: ManualClock, logs: list[MutableMapping[str, Any]]
+    ) -> None:
+        asked, gone = asyncio.Event(), asyncio.Event()
+
+        async def never(*_: Any) -> None:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                gone.set()
+
+        engine.script["active_tasks"] = never
+        async with TestClient(TestServer(make_root(engine, clock), handler_cancellation=True)) as client:
+            asking = asyncio.ensure_future(client.get("/test/tasks/", headers={"Authorization": AGENT_TOKEN}))
+            await asked.wait()
+            asking.cancel()
+            await gone.wait()
+        assert [(entry["route"], entry["status"]) for entry in logs] == [("/{backend}/tasks/", middleware.GONE)]
+
     async def test_a_bug_is_told_to_the_log_only(
         self, portal: Ask, engine: ScriptedEngine, logs: list[MutableMapping[str, Any]]
     ) -> None:
@@ -228,6 +283,7 @@ class TestSpans:
         logs: list[MutableMapping[str, Any]],
     ) -> None:
         engine.script["status"] = StatusReport(jobs=(), unrecognised=(RapId(RAP_ID),))
+        engine.script["active_others"] = [RapId("b" * 16), RapId("a" * 16)]
         await portal("POST", "rap/status/", json={"rap_ids": [RAP_ID]}, headers={"traceparent": TRACEPARENT})
         (span,) = spans.get_finished_spans()
         assert span.name == "POST /controller/v1/rap/status/"
@@ -239,8 +295,20 @@ class TestSpans:
             "http.response.status_code": 200,
             "valid_rap_ids": "",
             "unrecognised_rap_ids": RAP_ID,
+            "extra_rap_ids": f"{'a' * 16},{'b' * 16}",
+            "find_matching_jobs.duration_ms": 0.0,
+            "find_extra_rap_ids.duration_ms": 0.0,
         }
         assert logs[-1]["trace_id"] == TRACEPARENT[3:35]
+
+    async def test_what_a_span_cannot_tell_fails_no_request(
+        self, portal: Ask, engine: ScriptedEngine, spans: InMemorySpanExporter
+    ) -> None:
+        engine.script["status"] = StatusReport(jobs=(), unrecognised=())
+        engine.script["active_others"] = Unavailable("away")
+        assert (await portal("POST", "rap/status/", json={"rap_ids": []})).status == 200
+        (span,) = spans.get_finished_spans()
+        assert "extra_rap_ids" not in (span.attributes or {})
 
     async def test_without_a_caller_it_is_a_trace_of_its_own(self, portal: Ask, spans: InMemorySpanExporter) -> None:
         await portal("GET", "backend/status/", token=None)

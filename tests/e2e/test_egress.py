@@ -92,6 +92,8 @@ async def everything_in(dsn: str) -> str:
         for query in (
             "SELECT message, metrics FROM job",
             "SELECT message FROM job_event",
+            "SELECT content FROM event WHERE kind IN ('job', 'agent')",
+            "SELECT metrics FROM job_sample",
             "SELECT results FROM task",
             "SELECT * FROM output",
             "SELECT * FROM job_log",

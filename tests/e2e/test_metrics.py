@@ -1,6 +1,8 @@
 """`/metrics` of a whole controller: what a RAP leaves there, who may read it, and what agents tell of themselves."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -33,6 +35,15 @@ def parse(text: str) -> Samples:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def lint(text: str) -> None:
+    """Prometheus' own opinion on the format and the names."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool (Debian: prometheus) is not installed")
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def value(samples: Samples, name: str, **labels: str) -> float | None:
@@ -97,6 +108,9 @@ async def test_a_rap_leaves_its_numbers(
                 return samples if value(samples, "rap_agent_slots_used", backend="test") == 0 else None
 
             samples = await eventually(told)
+            status, text = await ask(session, live.url, OPERATOR_TOKEN)
+            assert status == 200
+    lint(text)
     assert value(samples, "rap_raps_created_total", backend="test") == 1
     assert value(samples, "rap_jobs_created_total", backend="test") == 2
     assert value(samples, "rap_transitions_total", backend="test", code="created") == 2

@@ -79,6 +79,7 @@ async def test_the_tree_of_a_rap_that_two_controllers_ran(
             await ended(collector)
             jobs = await live.jobs(created["rap_id"])
             await collector.until(lambda it: len(it.named("JOB")) == 3 and it.named("POST /controller/v1/rap/create/"))
+            await collector.until(lambda it: it.named("LOOP"))
     told = [span for span in collector.spans if span.attributes.get("http.route") is None and span.name != "LOOP"]
     assert {span.trace_id for span in told} == {TRACE}
     assert collector.doubled() == []
@@ -101,6 +102,7 @@ async def test_the_tree_of_a_rap_that_two_controllers_ran(
     resources = {span.resource["rap.service"]: span.resource["service.namespace"] for span in told}
     assert resources == {"controller": "unknown", "agent": "test"}
     assert {headers["x-team"] for headers in collector.headers} == {"s3cret-of-the-collector"}
+    assert {span.attributes["rap.backend"] for span in collector.named("LOOP")} == {"test"}
     (request,) = collector.named("POST /controller/v1/rap/create/")
     assert (request.trace_id, request.parent_id) == (TRACE, PORTAL[36:52])
     for process in (one, two):

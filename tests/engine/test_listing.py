@@ -11,6 +11,9 @@ from controller.engine.listing import JobSummary
 from tests.engine.conftest import Harness, Study
 from tests.factories import principal
 
+HOSTILE = ("%", "_", "\\", "' OR '1'='1", "'; DROP TABLE job; --", "<script>alert(1)</script>", "$1", ".*", "a\nb")
+"""Searched for as they are, and so found nowhere."""
+
 
 async def pages(
     harness: Harness, limit: int = 200, who: Principal | None = None, **filters: Any
@@ -75,6 +78,15 @@ async def test_what_is_not_finished_comes_oldest_first_and_all_else_newest_first
         ({"workspace": "none such"}, []),
         ({"backend": "mars"}, []),
         ({"who": principal("other")}, ["d/extract"]),
+        ({"created_by": "researcher", "state": "failed"}, ["a/extract"]),
+        ({"created_by": "researcher", "state": "active"}, ["c/extract", "c/analyse", "d/extract"]),
+        ({"created_by": "research"}, []),
+        ({"created_by": "somebody", "state": "active"}, []),
+        ({"search": "ANALY"}, ["c/analyse"]),
+        ({"search": "analy", "state": "active"}, ["c/analyse"]),
+        ({"search": "extract", "state": "succeeded"}, ["b/extract"]),
+        *[({"search": hostile}, []) for hostile in HOSTILE],
+        *[({"search": hostile, "state": "active"}, []) for hostile in HOSTILE],
     ],
 )
 async def test_filters(harness: Harness, study: Study, filters: dict[str, Any], expected: list[str]) -> None:
@@ -122,3 +134,53 @@ async def test_what_makes_no_sense_is_refused(harness: Harness, study: Study) ->
         wanted: dict[str, Any] = {"backend": None, "workspace": None, "state": None, "code": None, "cursor": None}
         with pytest.raises(Rejected):
             await harness.engine.list_jobs(principal(), limit=5, **wanted | filters)
+
+
+async def raps_found(harness: Harness, limit: int = 200, **filters: Any) -> tuple[list[str], list[int]]:
+    """The workspaces of the RAPs that the filters let through, and the sizes of the pages."""
+    wanted: dict[str, Any] = {"backend": None, "workspace": None, "state": None} | filters
+    found: list[str] = []
+    sizes: list[int] = []
+    cursor = None
+    while True:
+        page = await harness.engine.list_raps(principal("test", "other"), limit=limit, cursor=cursor, **wanted)
+        found += [rap.workspace for rap in page.raps]
+        sizes.append(len(page.raps))
+        cursor = page.next_cursor
+        if cursor is None:
+            return found, sizes
+
+
+async def test_raps_are_found_by_creator_and_text(harness: Harness, study: Study) -> None:
+    await history(harness, study)
+    await harness.create(study.request("query", workspace="e_1", created_by="O'Hara 100% <b>"))
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({"created_by": "O'Hara 100% <b>"}, ["e_1"]),
+        ({"created_by": "O'Hara"}, []),
+        ({"search": "o'hara 100%"}, ["e_1"]),
+        ({"search": "%"}, ["e_1"]),
+        ({"search": "_"}, ["e_1"]),
+        ({"search": "<"}, ["e_1"]),
+        ({"search": "ANALYSE"}, ["c"]),
+        ({"search": "analyse", "state": "active"}, ["c"]),
+        ({"search": "extract", "state": "finished"}, ["b", "a"]),
+        ({"search": study.commit[:12], "created_by": "researcher", "backend": "test"}, ["c", "b", "a"]),
+        *(({"search": hostile}, []) for hostile in HOSTILE if len(hostile) > 1),
+    ]
+    for filters, expected in cases:
+        assert (await raps_found(harness, **filters))[0] == expected, filters
+    assert (await raps_found(harness))[0] == ["e_1", "d", "c", "b", "a"]
+
+
+async def test_a_rare_text_is_looked_for_in_steps(
+    harness: Harness, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await history(harness, study)
+    monkeypatch.setattr(listing, "LOOK_RAPS", 2)
+    found, sizes = await raps_found(harness, search="extract")
+    assert (found, sizes) == (["d", "b", "a"], [1, 2, 0])
+
+
+async def test_what_cannot_be_stored_is_not_searched_for(harness: Harness) -> None:
+    with pytest.raises(Rejected, match="search"):
+        await raps_found(harness, search="\ud800")

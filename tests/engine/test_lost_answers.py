@@ -36,7 +36,8 @@ class Dying(Database):
 
     def __init__(self, real: Database, when: When, *, spare: int) -> None:
         """:param spare: transactions that go well before."""
-        self.dsn, self._pool, self._when = real.dsn, real._pool, when
+        vars(self).update(vars(real))
+        self._when = when
         self._spare = spare
 
     @asynccontextmanager

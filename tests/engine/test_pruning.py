@@ -22,7 +22,7 @@ ALL_VERBS = frozenset(Verb)
 MANAGER = principal("test", "other", verbs=ALL_VERBS)
 MONTH = timedelta(days=30)
 DAY = 86_400.0
-TABLES = ("rap", "job", "job_need", "job_event", "task", "output", "job_log")
+TABLES = ("rap", "job", "job_need", "job_event", "task", "output", "job_log", "job_sample")
 
 
 async def prune(harness: Harness, older_than: timedelta = MONTH, *, dry_run: bool = False) -> Pruned:
@@ -224,7 +224,7 @@ VALUES ($1, $2, $3, 'test', $4, $5, 'run', 'python:v2 a.py', false, ARRAY[]::tex
 
 async def write(tx: Any, history: list[Any]) -> None:
     """The history as rows; older RAPs first, as they were made."""
-    await tx.execute("TRUNCATE rap, job, job_need, job_event, task, output, job_log")
+    await tx.execute("TRUNCATE rap, job, job_need, job_event, task, output, job_log, job_sample CASCADE")
     for number, (workspace, age, made) in enumerate(sorted(history, key=lambda rap: -rap[1])):
         at, rap_id = NOW - timedelta(days=age), f"{number:016d}"
         await tx.execute(INSERT_RAP, rap_id, workspace, at)

@@ -37,6 +37,9 @@ FROM job ORDER BY seq;
 INSERT INTO output (job_id, path, level, size, sha256, excluded, message)
 SELECT id, 'a.csv', 'highly_sensitive', 1, '', false, '' FROM job;
 INSERT INTO job_log (job_id, attempt, start, text) SELECT id, 1, 0, 'log' FROM job;
+INSERT INTO event_counter VALUES ('test', 50000);
+INSERT INTO event SELECT 'test', n, now(), 'job', NULL, '{{}}' FROM generate_series(1, 50000) AS n;
+INSERT INTO job_sample SELECT id, 1, now() + n * interval '1 s', '{{}}' FROM job, generate_series(1, 3) AS n;
 ANALYZE;
 """
 

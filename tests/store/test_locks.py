@@ -69,11 +69,11 @@ async def test_a_claim_passes_by_what_another_is_just_taking(database: Database,
         transaction = other.transaction()
         await transaction.start()
         taken = await tasks.claim.all(other, agent="agent-1", **values)
-        assert {task.id for task in taken} == offered != set()
+        assert {claimed.task.id for claimed in taken} == offered != set()
         async with asyncio.timeout(10), database.connection() as tx:
             assert await tasks.claim.all(tx, agent="agent-2", **values) == []
         await transaction.rollback()
         async with database.connection() as tx:
-            assert {task.id for task in await tasks.claim.all(tx, agent="agent-2", **values)} == offered
+            assert {claimed.task.id for claimed in await tasks.claim.all(tx, agent="agent-2", **values)} == offered
     finally:
         await other.close()

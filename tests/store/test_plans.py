@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from controller.store import backends, diagnosis, jobs, pruning, raps, tasks
+from controller.store import backends, diagnosis, events, gauges, jobs, pruning, raps, samples, tasks
 from controller.store.db import Database
 from controller.store.queries import ALL, Query
 from tests.factories import NOW
 from tests.store.seeded import JOBS_OF_A_RAP, RAPS, seed
 
-GROWING = frozenset({"job", "job_event", "job_need", "task", "rap", "output", "job_log"})
+GROWING = frozenset({"job", "job_event", "job_need", "task", "rap", "output", "job_log", "event", "job_sample"})
 
 RAP_IDS = [f"{number:016x}" for number in range(RAPS - 3, RAPS + 3)]
 MANY_RAP_IDS = [f"{number:016x}" for number in range(1, 501)]
@@ -23,6 +23,7 @@ VALUES: Mapping[str, Any] = {
     "after": 0,
     "actions": [f"action_{n}" for n in range(JOBS_OF_A_RAP)],
     "agent": "agent-1",
+    "alive_since": NOW,
     "attempt": 1,
     "backend": "test",
     "backends": ["test", "other"],
@@ -31,8 +32,10 @@ VALUES: Mapping[str, Any] = {
     "believable": NOW,
     "changes": [],
     "code": None,
+    "created_by": None,
     "cutoff": NOW,
     "db_workers": 10.0,
+    "down_to": None,
     "everything": False,
     "holding": TASK_IDS,
     "id": JOB_IDS[0],
@@ -41,6 +44,7 @@ VALUES: Mapping[str, Any] = {
     "job_ids": JOB_IDS,
     "lease": NOW,
     "look": 500,
+    "missed_since": NOW,
     "now": NOW,
     "only_finished": False,
     "outputs": [],
@@ -48,6 +52,7 @@ VALUES: Mapping[str, Any] = {
     "rap_id": RAP_IDS[0],
     "rap_ids": RAP_IDS,
     "rap_seqs": list(range(len(RAP_IDS))),
+    "search": None,
     "slots": 10,
     "start": 0,
     "state": None,
@@ -67,6 +72,10 @@ EXTREMES: list[tuple[Query[Any], Mapping[str, Any]]] = [
     (raps.list_page, {"before": 1000}),
     (raps.list_page, {"workspace": "none such"}),
     (raps.list_page, {"only_finished": True}),
+    (raps.list_page, {"down_to": RAPS - 100, "search": "none such", "created_by": "nobody"}),
+    (raps.list_active_page, {"search": "none such", "created_by": "nobody"}),
+    (jobs.list_active_page, {"search": "none such", "created_by": "nobody"}),
+    (jobs.list_page, {"before": RAPS, "rap_ids": MANY_RAP_IDS, "rap_seqs": list(range(500)), "created_by": "nobody"}),
     (raps.window, {"before": RAPS}),
     (raps.window, {"before": 2**63 - 1, "workspace": "none such"}),
     (jobs.list_page, {"before": RAPS, "rap_ids": MANY_RAP_IDS, "rap_seqs": list(range(500)), "state": "failed"}),
@@ -79,6 +88,13 @@ EXTREMES: list[tuple[Query[Any], Mapping[str, Any]]] = [
     (raps.summary, {"id": RAP_IDS[0]}),
     (raps.owners, {"ids": RAP_IDS}),
     (backends.seen, {}),
+    (events.after, {"seqs": [49_000, 0]}),
+    (events.bounds, {}),
+    (events._record, {"events": [], "kept": 10_000, "channel": "rap_events"}),
+    (samples.series, {}),
+    (samples.executing_since, {}),
+    (samples._full, {"attempts": [1] * JOBS_OF_A_RAP, "most": 500}),
+    (samples._thin, {}),
 ]
 
 WITHOUT_PLAN = {"insert", "insert_needs", "record_events", "append_log"}
@@ -104,6 +120,9 @@ async def test_no_query_scans_what_grows_with_use(database: Database) -> None:
         tasks.last_checks,
         pruning.removable,
         diagnosis.tasks,
+        gauges.queue,
+        gauges.tasks,
+        gauges.agents,
     } <= {query for query, _ in ordinary}
     scans = []
     async with database.connection() as tx:

@@ -9,11 +9,16 @@ import attrs
 
 import controller.store.backends
 import controller.store.diagnosis
+import controller.store.events
+import controller.store.gauges
 import controller.store.jobs
 import controller.store.pruning
 import controller.store.raps
+import controller.store.samples
+import controller.store.sessions
 import controller.store.tasks
-import controller.store.tokens  # noqa: F401  the imports declare the queries
+import controller.store.tokens
+import controller.store.traces  # noqa: F401  the imports declare the queries
 from controller.store.db import Database
 from controller.store.queries import ALL, Query, Tx, _rewrite
 
@@ -26,6 +31,7 @@ PYTHON_TYPES: Mapping[str, set[type]] = {
     "timestamptz": {datetime},
     "jsonb": {Mapping},
     "text[]": {list},
+    "bytea": {bytes},
 }
 
 

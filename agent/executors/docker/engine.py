@@ -48,6 +48,8 @@ class Flavour:
     api: str
     podman: bool
     cpus: int
+    machine: str
+    """The processor, as the engine calls it."""
 
 
 def is_outage(error: BaseException) -> bool:
@@ -274,4 +276,4 @@ def _judge(host: str, version: Mapping[str, Any], info: Mapping[str, Any]) -> Fl
             f"let it have them, or set {SETTING} to another engine"
         )
     podman = any("podman" in str(part.get("Name", "")).lower() for part in version.get("Components") or ())
-    return Flavour(api=api, podman=podman, cpus=int(info.get("NCPU") or 1))
+    return Flavour(api=api, podman=podman, cpus=int(info.get("NCPU") or 1), machine=str(info.get("Architecture")))

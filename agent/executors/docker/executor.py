@@ -9,7 +9,6 @@ do we. Without it the engine ends them; then the run is lost, through no fault o
 """
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Mapping
@@ -19,8 +18,9 @@ import structlog
 from aiodocker import DockerError
 
 from agent.executors.base import ExecutorError, Exit, Phase, Run, Status
+from agent.executors.docker import profile
 from agent.executors.docker.cgroup import Account
-from agent.executors.docker.engine import Engine, is_gone
+from agent.executors.docker.engine import Engine, Flavour, is_gone
 from agent.executors.docker.exit import (
     Circumstances,
     compose_exit,
@@ -42,14 +42,17 @@ from agent.executors.docker.spec import (
     container_body,
     container_name,
     database_host,
+    engine_path,
 )
-from agent.executors.docker.volumes import VolumeUnseen, check_seen, find_entry
+from agent.executors.docker.volumes import VolumeUnseen, check_seen, find_entry, keep_beside
 from agent.executors.processes import boot_id
 from common.protocol import OnLoss
 
 TERMINATE_SECONDS: Final = 60.0
 GRACE_SECONDS: Final = 20.0
 """A Docker Engine that stops gives its containers 15 s, and answers until the last of them has ended."""
+APPEAR_SECONDS: Final = 10.0
+"""How long a name may be taken before there is a container of that name to be seen: the engine is making it."""
 CONFLICT: Final = 409
 BAD_REQUEST: Final = 400
 
@@ -129,6 +132,7 @@ class DockerExecutor:
         if image is None:
             raise ExecutorError(f"Image '{run.image}' is not there any more; it has to be pulled again", fatal=False)
         flavour = await self._engine.flavour()
+        entry = await find_entry(run.volume) if flavour.podman else None
         body = container_body(
             run,
             self._settings,
@@ -136,13 +140,11 @@ class DockerExecutor:
             host_cpus=flavour.cpus,
             podman=flavour.podman,
             extra_hosts=await _resolve(database_host(run)),
+            seccomp=await self._filter(run, flavour),
         )
         name = container_name(run)
-        entry = await find_entry(run.volume) if flavour.podman else None
         try:
-            with contextlib.suppress(_Exists):
-                await self._create(name, body)
-            made = await self._own(run)
+            made = await self._make(run, body)
             if entry is not None:
                 await check_seen(self._engine, name, entry)
             await self._begin(run, name, made)
@@ -160,6 +162,22 @@ class DockerExecutor:
         if not has_ended(container):
             self._follow(run, started)
 
+    async def _filter(self, run: Run, flavour: Flavour) -> str | None:
+        """The filter of system calls, as the engine wants it; None for the engine's own.
+
+        Docker takes the filter itself and no path, Podman a path and nothing else. Beside the volumes the file is where
+        Podman sees it, and no job does.
+        """
+        if self._settings.seccomp == profile.ENGINE or flavour.machine not in profile.MACHINES:
+            return None
+        if not flavour.podman:
+            return profile.text()
+        try:
+            await asyncio.to_thread(keep_beside, run.volume, profile.file_name(), profile.text())
+        except OSError as error:
+            raise ExecutorError(f"cannot keep the filter of system calls: {error}", fatal=False) from error
+        return str(engine_path(run, self._settings, profile.file_name()))
+
     async def _begin(self, run: Run, name: str, made: Mapping[str, Any] | None) -> None:
         account = Account(str(made["Id"])) if made else None
         try:
@@ -169,6 +187,20 @@ class DockerExecutor:
                 self._accounts[run.task_id] = account
             elif account is not None:  # not on this machine, or not begun
                 await account.close()
+
+    async def _make(self, run: Run, body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The run's container: made now, by another agent of the same id, or before we were killed."""
+        name, until = container_name(run), time.monotonic() + APPEAR_SECONDS
+        while True:
+            try:
+                await self._create(name, body)
+            except _Exists:
+                made = await self._own(run)
+                if made is None and time.monotonic() < until:
+                    await asyncio.sleep(0.05)
+                    continue
+                return made
+            return await self._own(run)
 
     async def _create(self, name: str, body: Mapping[str, Any]) -> None:
         try:
@@ -205,6 +237,11 @@ class DockerExecutor:
         mount = "mount" in said.lower() or "bind source" in said.lower()
         if mount:
             said = f"{said}; if the agent runs in a container itself, DOCKER_HOST_VOLUME_DIR must say where volumes are"
+        if "seccomp" in said.lower():
+            said = (
+                f"{said}; if Podman cannot see the agent's files, DOCKER_HOST_VOLUME_DIR must say where volumes are; "
+                f"{profile.SETTING}={profile.ENGINE} leaves the filter of system calls to the engine"
+            )
         # A request that the engine calls bad is bad for ever: a limit below its least, say.
         return ExecutorError(f"cannot start a job: {said}", fatal=error.status == BAD_REQUEST and not mount)
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 
 from agent.executors.base import HOME, OPEN_FILES, PROCESSES, ExecutorError, Run
+from agent.executors.docker import profile
 from common.environ import Environ
 
 DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
@@ -58,6 +59,8 @@ class DockerSettings:
     """Whether there is no database, so that database jobs are in the engine's default network (section 5.5)."""
     host_volume_dir: Path | None = None
     """Where the engine sees the folder of volumes, if that differs from where the agent does."""
+    seccomp: str = profile.OWN
+    """One of `profile.CHOICES`: whose filter of system calls containers have."""
 
 
 def read_settings(environ: Environ, agent_id: str, *, dummy_data: bool = False) -> DockerSettings:
@@ -79,6 +82,7 @@ def read_settings(environ: Environ, agent_id: str, *, dummy_data: bool = False) 
         database_network=environ.converted("DATABASE_ACCESS_NETWORK", DEFAULT_NETWORK, _network_name),
         dummy_data=dummy_data,
         host_volume_dir=Path(given) if given else None,
+        seccomp=environ.choice(profile.SETTING, profile.OWN, profile.CHOICES),
     )
 
 
@@ -189,6 +193,7 @@ def container_body(
     host_cpus: int,
     podman: bool = False,
     extra_hosts: Mapping[str, str] | None = None,
+    seccomp: str | None = None,
 ) -> dict[str, Any]:
     """The body of the request that creates the run's container.
 
@@ -196,7 +201,11 @@ def container_body(
     :param host_cpus: CPUs of the engine's machine: it refuses to promise more.
     :param podman: whether Podman answers, which has other log drivers.
     :param extra_hosts: addresses of the hosts that a database job may know by name.
+    :param seccomp: a filter of system calls as the engine takes it (JSON; Podman: a path); None for the engine's own.
     """
+    host_config = _host_config(run, settings, host_cpus, podman)
+    if seccomp is not None:
+        host_config["SecurityOpt"].append(f"seccomp={seccomp}")
     return {
         "Image": image,
         "Cmd": list(run.args),
@@ -207,7 +216,7 @@ def container_body(
         "Tty": False,
         "OpenStdin": False,
         "NetworkDisabled": False,
-        "HostConfig": _host_config(run, settings, host_cpus, podman) | _network(run, settings, extra_hosts or {}),
+        "HostConfig": host_config | _network(run, settings, extra_hosts or {}),
     }
 
 
@@ -223,8 +232,13 @@ def labels(run: Run, settings: DockerSettings) -> dict[str, str]:
     }
 
 
+def engine_path(run: Run, settings: DockerSettings, name: str) -> Path:
+    """Where the engine sees what lies under this name beside the run's volume."""
+    folder = run.volume.parent if settings.host_volume_dir is None else settings.host_volume_dir
+    return (folder / name).absolute()
+
+
 def _host_config(run: Run, settings: DockerSettings, host_cpus: int, podman: bool) -> dict[str, Any]:
-    volume = run.volume if settings.host_volume_dir is None else settings.host_volume_dir / run.volume.name
     cpus = max(_LEAST_CPUS, min(run.limits.cpu_count, float(host_cpus)))
     return {
         "Init": True,
@@ -239,7 +253,14 @@ def _host_config(run: Run, settings: DockerSettings, host_cpus: int, podman: boo
         "MemorySwap": run.limits.memory_bytes,  # memory and swap together: no swap
         "PidsLimit": PROCESSES,
         "Ulimits": [{"Name": name, "Soft": most, "Hard": most} for name, most in _ulimits(run, podman).items()],
-        "Mounts": [{"Type": "bind", "Source": str(volume.absolute()), "Target": "/workspace", "ReadOnly": False}],
+        "Mounts": [
+            {
+                "Type": "bind",
+                "Source": str(engine_path(run, settings, run.volume.name)),
+                "Target": "/workspace",
+                "ReadOnly": False,
+            }
+        ],
         "LogConfig": _log_config(podman),
     }
 

@@ -5,6 +5,7 @@ Docker refuses to mount a folder that it does not have; Podman makes it, empty, 
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlencode
@@ -55,3 +56,20 @@ async def check_seen(engine: Engine, name: str, entry: str) -> None:
         if not is_gone(error):
             raise
         raise VolumeUnseen("the container engine does not see what the agent has put into the job's volume") from None
+
+
+def keep_beside(volume: Path, name: str, text: str) -> None:
+    """Have a file with this text in the folder of volumes, where the engine sees it and no job does (blocking).
+
+    :param name: another one for another text: what is there already is left as it is.
+    :raises OSError: it cannot be written.
+    """
+    path = volume.parent / name
+    if path.exists():
+        return
+    with tempfile.NamedTemporaryFile("w", dir=volume.parent, prefix=f"{name}.", delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

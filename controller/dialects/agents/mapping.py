@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from common import convert
 from common.protocol import (
+    MOST_OF_AGENT_METRICS,
     PROTOCOL_VERSION,
     ClaimRequest,
     Declaration,
@@ -69,7 +70,7 @@ def claim(raw: bytes) -> ClaimRequest:
             yield "$.wait must be a number of seconds, 0 or more"
         yield from _tasks("$.holding", value.holding)
 
-    return _decode(raw, ClaimRequest, check)
+    return _decode(raw, ClaimRequest, check, mend=_with_sound_metrics)
 
 
 def reports(raw: bytes) -> ReportsRequest:
@@ -148,6 +149,19 @@ def _with_levels(data: Any) -> Any:
         mended = {"metrics": True, **egress, "outputs": "all" if egress["outputs"] else "none", "reviewed": False}
         return {**data, "egress": mended}
     return data
+
+
+def _with_sound_metrics(data: Any) -> Any:
+    """Only those of an agent's metrics that we know and that can be true: for the others no claim is refused."""
+    if not isinstance(data, dict) or "metrics" not in data:
+        return data
+    told = data["metrics"] if isinstance(data["metrics"], dict) else {}
+    sound = {name: told[name] for name, most in MOST_OF_AGENT_METRICS.items() if _is_sound(told.get(name), most)}
+    return {**data, "metrics": sound}
+
+
+def _is_sound(number: Any, most: float) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= most
 
 
 def _without_nulls(data: Any) -> Any:

@@ -25,6 +25,8 @@ class JobQuery:
     workspace: str | None = None
     state: str | None = None
     code: str | None = None
+    created_by: str | None = None
+    search: str | None = None
 
 
 @frozen(kw_only=True)
@@ -150,6 +152,8 @@ async def list_jobs(request: web.Request) -> web.Response:
         code=wanted.code,
         limit=wanted.limit,
         cursor=wanted.cursor,
+        created_by=wanted.created_by,
+        search=wanted.search,
     )
     return json_api.send(job_page(page))
 
@@ -173,6 +177,8 @@ def job_query(given: Mapping[str, str]) -> JobQuery:
         workspace=parameters.text("workspace"),
         state=parameters.text("state", among=STATES),
         code=parameters.text("code"),
+        created_by=parameters.text("created_by"),
+        search=parameters.text("search"),
     )
     parameters.done()
     return found

@@ -23,6 +23,8 @@ class RapQuery:
     workspace: str | None = None
     state: str | None = None
     """`active` or `finished`."""
+    created_by: str | None = None
+    search: str | None = None
 
 
 @frozen(kw_only=True)
@@ -80,6 +82,8 @@ async def list_raps(request: web.Request) -> web.Response:
         state=wanted.state,
         limit=wanted.limit,
         cursor=wanted.cursor,
+        created_by=wanted.created_by,
+        search=wanted.search,
     )
     return json_api.send(page(found))
 
@@ -103,6 +107,8 @@ def rap_query(given: Mapping[str, str]) -> RapQuery:
         backend=parameters.text("backend"),
         workspace=parameters.text("workspace"),
         state=parameters.text("state", among=("active", "finished")),
+        created_by=parameters.text("created_by"),
+        search=parameters.text("search"),
     )
     parameters.done()
     return found

@@ -15,22 +15,28 @@ from controller.dialects.native import (
     backends,
     capacity,
     diagnosis,
+    events,
     interventions,
     jobs,
     logs,
+    metrics,
     modes,
     raps,
     reboot,
     releases,
     retention,
     tokens,
+    traces,
 )
 from controller.web import json_api
 
 CAPABILITIES: Final = (
     raps,
     jobs,
+    traces,
     logs,
+    metrics,
+    events,
     releases,
     backends,
     modes,

@@ -6,15 +6,14 @@ token (reference section 1.1).
 """
 
 from aiohttp import web
-from opentelemetry import trace
 
 from controller.core.model import RapId
-from controller.dialects.rap import docs, mapping, wire
+from controller.dialects.rap import docs, mapping, status_span, wire
 from controller.dialects.rap.errors import ANSWERS
 from controller.web import auth, routing
 from controller.web.errors import answering
 from controller.web.keys import CLOCK, ENGINE
-from controller.web.middleware import traceparent
+from controller.web.middleware import about, traceparent
 
 
 async def backend_status(request: web.Request) -> web.Response:
@@ -28,6 +27,7 @@ async def create(request: web.Request) -> web.Response:
     principal = await auth.client(request)
     body = await wire.receive(request, wire.CreateRap)
     asked = mapping.rap_request(body, traceparent(request))
+    about(rap_id=asked.rap_id, backend=asked.backend if asked.backend in principal.backends else None)
     return mapping.creation(await request.config_dict[ENGINE].create_rap(principal, asked))
 
 
@@ -35,6 +35,7 @@ async def cancel(request: web.Request) -> web.Response:
     """`POST rap/cancel/`: all of the named actions, or none if one is not in the RAP."""
     principal = await auth.client(request)
     body = await wire.receive(request, wire.CancelRap)
+    about(rap_id=body.rap_id)
     count = await request.config_dict[ENGINE].cancel(principal, RapId(body.rap_id), body.actions)
     return mapping.cancellation(count)
 
@@ -44,14 +45,11 @@ async def status(request: web.Request) -> web.Response:
     principal = await auth.client(request)
     body = await wire.receive(request, wire.StatusOfRaps)
     asked = [RapId(rap_id) for rap_id in dict.fromkeys(body.rap_ids)]
-    report = await request.config_dict[ENGINE].status(principal, asked)
-    trace.get_current_span().set_attributes(
-        {
-            "valid_rap_ids": ",".join(sorted({job.spec.rap_id for job in report.jobs})),
-            "unrecognised_rap_ids": ",".join(report.unrecognised),
-        }
-    )
-    return mapping.status(report, request.config_dict[CLOCK].now())
+    engine, clock = request.config_dict[ENGINE], request.config_dict[CLOCK]
+    began = clock.monotonic()
+    report = await engine.status(principal, asked)
+    await status_span.tell(engine, clock, principal, asked, report, clock.monotonic() - began)
+    return mapping.status(report, clock.now())
 
 
 def make_app() -> web.Application:

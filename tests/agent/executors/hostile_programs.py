@@ -168,6 +168,11 @@ def machine_below():
         mine.connect((2, 1024))
         return "connected"
 
+def socket_to_the_machine_below():
+    "Whether there is one at all: nobody need listen there now."
+    socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    return "made"
+
 def networks_beside_loopback():
     return ",".join(name for _, name in socket.if_nameindex() if name != "lo" and is_up(name))
 
@@ -182,7 +187,8 @@ def a_name():
     return socket.gethostbyname("example.org")
 
 attempt_all([*map(attempt_tcp, plan["hosts"]), *map(attempt_udp, plan["udp_hosts"]), abstract_socket,
-             socket_in_a_folder, engine_socket, raw_packets, machine_below, networks_beside_loopback, a_name])
+             socket_in_a_folder, engine_socket, raw_packets, machine_below, socket_to_the_machine_below,
+             networks_beside_loopback, a_name])
 tell()
 """
 )
@@ -334,6 +340,10 @@ def program_the_kernel():
     table = struct.pack("4I112x", 1, 4, 4, 1)
     return "made a table" if libc.syscall(number, 0, ctypes.create_string_buffer(table), len(table)) >= 0 else ""
 
+def calls_past_every_filter():
+    "Rings of io_uring: calls that are made in there are seen by no filter."
+    return "made a ring" if libc.syscall(425, 1, ctypes.create_string_buffer(120)) >= 0 else ""
+
 def files_by_their_handle():
     open("own", "w").close()
     handle, mount = ctypes.create_string_buffer(struct.pack("Ii", 120, 0), 128), ctypes.c_int()
@@ -365,8 +375,8 @@ attempt_all([see_the_agent, trace_a_stranger, trace_the_agent, memory_of_a_stran
              mount, unmount, make_writable, change_root, become_root_of_a_new_namespace, new_namespaces,
              join_a_namespace, settings_of_the_kernel, keys_to_the_kernel, files_of_sysfs, own_limits, more_open_files,
              core_dumps, another_user, first_in_line, real_time, files_of_the_system, set_the_clock, load_a_module,
-             program_the_kernel, files_by_their_handle, swap, modes_of_devices, devices_of_the_machine,
-             kill_a_stranger])
+             program_the_kernel, calls_past_every_filter, files_by_their_handle, swap, modes_of_devices,
+             devices_of_the_machine, kill_a_stranger])
 tell()
 """
 )

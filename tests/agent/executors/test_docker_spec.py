@@ -62,6 +62,24 @@ def test_section_5_5() -> None:
     assert "ExtraHosts" not in host
 
 
+def test_a_filter_of_system_calls_is_told_beside_the_other_options() -> None:
+    assert body(seccomp="{}")["HostConfig"]["SecurityOpt"] == ["no-new-privileges", "seccomp={}"]
+
+
+def test_the_text_of_the_filter_is_not_recorded_with_every_job() -> None:
+    state = {
+        "Status": "exited",
+        "ExitCode": 0,
+        "StartedAt": "2026-03-01T10:00:00Z",
+        "FinishedAt": "2026-03-01T10:00:01Z",
+    }
+    options = ["no-new-privileges", 'seccomp={"defaultAction":"SCMP_ACT_ERRNO"}']
+    container = {"Id": "c" * 64, "State": state, "HostConfig": {"SecurityOpt": options, "Memory": 1}}
+    told = compose_exit(container, Circumstances(), {}).metadata["HostConfig"]
+    assert told == {"SecurityOpt": ["no-new-privileges", "seccomp=own"], "Memory": 1}
+    assert len(options[1]) > 20, "what the engine said is left as it was"
+
+
 def test_database_jobs_reach_one_network_and_resolve_one_name() -> None:
     run = attrs.evolve(RUN, network=True)
     assert database_host(run) == "db.example.org"

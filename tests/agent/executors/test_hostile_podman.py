@@ -1,4 +1,4 @@
-"""Curious jobs in Podman's containers, whose settings and filter of system calls are its own.
+"""Curious jobs in Podman's containers, whose settings are its own.
 
 What bounds a greedy one is the same kernel as with Docker, told the same (tests.agent.executors.test_executors_podman).
 """
@@ -27,4 +27,3 @@ def host() -> Iterator[Host]:
 
 class TestPodman(InContainers, CuriousContract):
     system_is_shared = False
-    possible = frozenset({"become_root_of_a_new_namespace"})

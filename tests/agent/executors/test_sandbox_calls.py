@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from agent.executors import syscalls
 from agent.executors.base import Unusable
 from agent.executors.sandbox import bubblewrap, seccomp
 from agent.executors.sandbox.executor import SandboxExecutor
@@ -166,11 +167,11 @@ async def ask(executor: SandboxExecutor, maker: Maker, calls: dict[str, tuple[in
 
 
 async def test_calls_that_no_job_needs(executor: SandboxExecutor, maker: Maker) -> None:
-    calls: dict[str, tuple[int, ...]] = dict.fromkeys((*seccomp.DENIED, *seccomp.ABSENT), (0, 0, 0, 0, 0))
+    calls: dict[str, tuple[int, ...]] = dict.fromkeys((*syscalls.DENIED, *syscalls.ABSENT), (0, 0, 0, 0, 0))
     answers = await ask(executor, maker, calls)
     assert len(answers) > 50
     wrong = {
-        name: answer for name, answer in answers.items() if answer != ("ENOSYS" if name in seccomp.ABSENT else "EPERM")
+        name: answer for name, answer in answers.items() if answer != ("ENOSYS" if name in syscalls.ABSENT else "EPERM")
     }
     assert wrong == {}
 
@@ -306,7 +307,7 @@ async def test_nothing_to_filter_in() -> None:
 def test_rules_are_for_calls_that_exist() -> None:
     unknown = [
         rule.call
-        for rule in seccomp.rules()
+        for rule in syscalls.rules()
         if isinstance(rule.call, str) and pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, rule.call) == MISSING
     ]
     assert unknown == []
