@@ -6,9 +6,10 @@ list of outputs is composed), `prepare` (a dependant that takes every output as 
 of the workspace. Beside them, in the same run, `cp -a`, `sync -f` and `sha256sum` of the same files: the least that has
 to be done. "MiB" is how much the process grew at its largest, "lag" the longest that the event loop was late.
 
-    python -m bench.outputs_at_size [--folder FOLDER] [--files 100000] [--gib 10]
+    python -m bench.outputs_at_size [--folder FOLDER] [--files 100000] [--gib 10] [--no-archive]
 
-The folder (default: the system's temporary one) needs room for six times the outputs.
+The folder (default: the system's temporary one) needs room for six times the outputs; four times without archives,
+which are compressed on one core and so take by far the longest.
 """
 
 import argparse
@@ -154,10 +155,11 @@ def _repository(folder: Path) -> tuple[str, str]:
     return str(folder), done.stdout.strip()
 
 
-async def measure(folder: Path, files: int, size: int, *, quick: bool = False) -> list[Phase]:
+async def measure(folder: Path, files: int, size: int, *, quick: bool = False, archive: bool = True) -> list[Phase]:
     """All phases for one kind of volume, in an empty folder.
 
     :param quick: without the comparison, and with sparse files: for memory, not for time.
+    :param archive: whether the workspace is put away and brought back, too.
     """
     places = Places(high=folder / "high", medium=folder / "medium", archive=folder / "archives", work=folder / "work")
     repo, commit = _repository(folder / "study")
@@ -184,6 +186,8 @@ async def measure(folder: Path, files: int, size: int, *, quick: bool = False) -
     second = _definition(repo, commit, id="jobtwo", action="use", input_job_ids=("jobone",), output_spec={})
     after, notes = _run(places, second), places.notes("jobtwo-001")
     phases.append(await _timed("prepare", lambda: preparation.prepare(places, checkouts, second, after, notes)))
+    if not archive:
+        return phases
     phases.append(await _timed("archive", lambda: asyncio.to_thread(archives.put_away, places, "ws")))
     phases.append(await _timed("unarchive", lambda: asyncio.to_thread(archives.bring_back, places, "ws")))
     return phases
@@ -216,12 +220,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--gib", type=float, default=10)
+    parser.add_argument("--no-archive", dest="archive", action="store_false")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
         files, size = map(int, asked.case.split("x"))
-        done = asyncio.run(measure(asked.folder, files, size, quick=asked.quick))
+        done = asyncio.run(measure(asked.folder, files, size, quick=asked.quick, archive=asked.archive))
         print(json.dumps([attrs.asdict(one) for one in done]))
         return
     for files, size in ((asked.files, _SMALL), (_HUGE, int(asked.gib * 1024**3) // _HUGE)):
@@ -229,6 +234,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory(prefix="rap-bench-", dir=asked.folder) as folder:
             command = [sys.executable, "-m", "bench.outputs_at_size", "--folder", folder, "--case", f"{files}x{size}"]
+            command += [] if asked.archive else ["--no-archive"]
             child = subprocess.run(command, check=True, stdout=subprocess.PIPE)
             _show(files, size, [Phase(**one) for one in json.loads(child.stdout)])
     print(f"\nlargest child: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024} MiB")

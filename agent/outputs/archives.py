@@ -24,6 +24,7 @@ from agent.core.errors import BadDefinition, OutputClash
 from agent.outputs.copies import force
 from agent.outputs.trees import remove_tree, walk
 from agent.outputs.workspaces import Places, read_json, replacing, sync_folder
+from common.unpacking import unpack
 
 _SUFFIX: Final = ".tar.gz"
 
@@ -267,12 +268,13 @@ def _digest(stream: IO[bytes]) -> bytes:
 
 
 def _extract(archive: Path, folder: Path, name: str) -> None:
-    """Unpack beside the folder, then move it there in one step. Nothing can be put outside (tarfile's data filter)."""
+    """Unpack beside the folder, then move it there in one step."""
     beside = folder.with_name(f".{name}.{uuid4().hex[:8]}.part")
     try:
         beside.mkdir(parents=True)
         with _opened(archive) as tar:
-            tar.extractall(beside, filter="data")
+            for member in tar:
+                unpack(tar, member, beside, member.name)
         if [path.name for path in beside.iterdir()] not in ([name], []):
             raise NotPossible(f"{archive} is no archive of workspace {name!r}.")
         (beside / name).mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ from attrs import asdict, field, frozen
 
 from cli.errors import Problem
 from common.convert import structure
+from common.unpacking import unpack
 
 FORMAT: Final = 1
 DUMP: Final = "database.dump"
@@ -195,8 +196,7 @@ class Backup:
         """
         for member in self._tar:
             if member.name.startswith(BLOBS):
-                inside = member.replace(name=member.name.removeprefix(BLOBS))
-                self._tar.extract(inside, folder, filter="data")
+                unpack(self._tar, member, folder, member.name.removeprefix(BLOBS))
 
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
         stream = self._tar.extractfile(member)
