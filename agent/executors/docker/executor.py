@@ -289,8 +289,9 @@ class DockerExecutor:
         self._accounts.pop(run.task_id, None)
         if (newest := account.newest) is not None:
             started, finished = (time_ns(container["State"].get(name)) for name in ("StartedAt", "FinishedAt"))
-            # The newest reading of a short run may be from its very beginning, or from just before.
-            usage = add_sample(usage, newest.stats(), started_ns=started, now_ns=max(newest.at_ns, finished))
+            # The newest reading of a short run may be from its beginning, or from after its end: Podman leaves the
+            # group for half a second. What was counted, was counted until the end.
+            usage = add_sample(usage, newest.stats(), started_ns=started, now_ns=finished)
         return usage.metrics()
 
     async def _copy_rest(self, run: Run) -> None:
